@@ -1,0 +1,60 @@
+"""Every error that the package raises on purpose, each with the exit code of the command line.
+
+::
+
+    LdmToolkitError            1  something failed
+    ├── UserError              2  wrong use or bad input: says what was wrong, expected, to do
+    │   ├── ModelError         2  a model folder or file that cannot be used
+    │   └── InputError         2  a picture, prompt file or data set that cannot be used
+    ├── NumericalError         1  NaN or infinity where numbers were expected
+    └── CannotWrite           74  a file could not be written (EX_IOERR)
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CannotWrite",
+    "InputError",
+    "LdmToolkitError",
+    "ModelError",
+    "NumericalError",
+    "UserError",
+    "suggestion",
+]
+
+
+class LdmToolkitError(Exception):
+    """Base of the package's errors."""
+
+    exit_code = 1
+
+
+class UserError(LdmToolkitError):
+    """Wrong use or bad input."""
+
+    exit_code = 2
+
+
+class ModelError(UserError):
+    """A model that cannot be found, read or used."""
+
+
+class InputError(UserError):
+    """A picture, prompt file or data set that cannot be used."""
+
+
+class NumericalError(LdmToolkitError):
+    """NaN or infinity where numbers were expected."""
+
+
+class CannotWrite(LdmToolkitError):
+    """A file that could not be written: full disk, missing permission, missing folder."""
+
+    exit_code = 74
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The end of an error message: ``; did you mean 'euler'?`` or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

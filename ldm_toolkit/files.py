@@ -1,0 +1,116 @@
+"""Files that are whole or not there: write beside, fsync, rename. Level 0, no torch."""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ldm_toolkit.errors import CannotWrite, ModelError
+
+__all__ = [
+    "contained_path",
+    "fsync_directory",
+    "sha256_bytes",
+    "sha256_file",
+    "staged_directory",
+    "write_atomic",
+]
+
+
+def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = True) -> None:
+    """Write ``data`` so that ``path`` holds all of it or what it held before.
+
+    With ``overwrite=False`` an existing file stays, also when two processes race for the name.
+    Raises CannotWrite.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with open(beside, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if overwrite:
+                os.replace(beside, path)
+            else:
+                os.link(beside, path)  # fails where the name is taken, unlike a rename
+        finally:
+            beside.unlink(missing_ok=True)
+        fsync_directory(path.parent)
+    except FileExistsError as error:
+        raise CannotWrite(f"{path} exists already; choose another name or pass --overwrite") from error
+    except OSError as error:
+        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def staged_directory(final: str | Path) -> Iterator[Path]:
+    """A folder to fill that appears as ``final`` only when the block ended without an error.
+
+    Every file is fsynced before the rename, so a power cut leaves a whole folder or none.
+    An existing ``final`` is replaced. Raises CannotWrite.
+    """
+    final = Path(final)
+    staging = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        for file in staging.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+            else:
+                fsync_directory(file)
+        fsync_directory(staging)
+        if final.exists():
+            old = final.with_name(f".{final.name}.{secrets.token_hex(4)}.old")
+            os.rename(final, old)
+            os.rename(staging, final)
+            shutil.rmtree(old)
+        else:
+            os.rename(staging, final)
+        fsync_directory(final.parent)
+    except OSError as error:
+        raise CannotWrite(f"cannot write {final}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def fsync_directory(folder: str | Path) -> None:
+    """Make a rename inside ``folder`` last, where the system can (Windows cannot)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def contained_path(root: str | Path, name: str) -> Path:
+    """``root / name``, refused unless ``name`` is a plain relative path that stays inside.
+
+    Raises ModelError.
+    """
+    parts = name.replace("\\", "/").split("/")
+    if not name or "\0" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
+        raise ModelError(f"{name!r} is not a plain relative path inside {Path(root).name}")
+    path = Path(root, *parts)
+    if not path.resolve().is_relative_to(Path(root).resolve()):
+        raise ModelError(f"{name!r} leads out of {Path(root).name}")
+    return path
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

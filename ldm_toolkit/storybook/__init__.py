@@ -1,0 +1,1 @@
+"""The storybook world: scenes, captions and pictures whose content is known exactly."""

@@ -1,0 +1,168 @@
+"""Backgrounds: one function a setting. Muted, without outlines, so that the subject stands out."""
+
+import math
+import random
+from collections.abc import Callable
+
+from ldm_toolkit.storybook._canvas import RGB, WHITE, Canvas, band, ellipse, mix, rounded, smooth
+
+
+def _between(draw: random.Random, low: float, high: float) -> float:
+    return low + (high - low) * draw.random()
+
+
+def _cloud(canvas: Canvas, x: float, y: float, size: float, fill: RGB) -> None:
+    for dx, dy, radius in ((-0.9, 0.1, 0.55), (0.0, -0.15, 0.8), (0.9, 0.1, 0.6)):
+        canvas.shape(ellipse(x + dx * size, y + dy * size, radius * size, radius * size * 0.8),
+                     fill, line=0)  # fmt: skip
+
+
+def _hill(canvas: Canvas, left: float, middle: float, right: float, fill: RGB) -> None:
+    top = smooth([(-0.1, left), (0.22, (left + middle) / 2), (0.5, middle),
+                  (0.8, (middle + right) / 2), (1.1, right)], closed=False)  # fmt: skip
+    canvas.shape([*map(tuple, top), (1.1, 1.1), (-0.1, 1.1)], fill, line=0)
+
+
+def _meadow(canvas: Canvas, draw: random.Random) -> RGB:
+    canvas.gradient((150, 208, 246), (222, 242, 252))
+    side = 1 if draw.random() < 0.5 else -1
+    canvas.shape(ellipse(0.5 + side * 0.36, 0.13, 0.085, 0.085), (255, 236, 130), line=0)
+    for x in (0.5 - side * _between(draw, 0.24, 0.4), 0.5 + side * _between(draw, 0.0, 0.14)):
+        _cloud(canvas, x, _between(draw, 0.1, 0.24), 0.065, WHITE)
+    _hill(canvas, _between(draw, 0.5, 0.6), 0.58, _between(draw, 0.44, 0.56), (150, 206, 120))
+    _hill(canvas, _between(draw, 0.6, 0.68), 0.67, _between(draw, 0.62, 0.72), (178, 224, 120))
+    for _ in range(9):
+        x, y = _between(draw, 0.03, 0.97), _between(draw, 0.73, 0.97)
+        petal = (WHITE, (255, 190, 214))[draw.random() < 0.5]
+        canvas.stroke([(x, y), (x, y + 0.035)], 0.008, (110, 170, 80))
+        canvas.shape(ellipse(x, y, 0.019, 0.019), petal, line=0)
+        canvas.shape(ellipse(x, y, 0.008, 0.008), (250, 200, 70), line=0)
+    return 140, 190, 92
+
+
+def _beach(canvas: Canvas, draw: random.Random) -> RGB:
+    canvas.gradient((176, 224, 250), (232, 246, 252))
+    side = 1 if draw.random() < 0.5 else -1
+    canvas.shape(ellipse(0.5 + side * 0.34, 0.15, 0.09, 0.09), (255, 230, 110), line=0)
+    horizon = _between(draw, 0.4, 0.46)
+    shore = _between(draw, 0.64, 0.7)
+    canvas.shape([(-0.1, horizon), (1.1, horizon), (1.1, 1), (-0.1, 1)], (84, 180, 214), line=0)
+    for row in (0.3, 0.62):
+        y = horizon + (shore - horizon) * row
+        start = _between(draw, -0.15, 0.0)
+        wave = [(start + 0.08 * k, y + (0.011 if k % 2 else -0.011)) for k in range(16)]
+        canvas.stroke(wave, 0.012, (190, 230, 242))
+    edge = [(-0.1 + 0.15 * k, shore + (0.012 if k % 2 else -0.012)) for k in range(9)]
+    canvas.shape(band(edge, 0.05), WHITE, line=0)
+    canvas.shape([*edge, (1.1, 1.1), (-0.1, 1.1)], (246, 222, 164), line=0)
+    for _ in range(2):
+        _starfish(canvas, 0.5 + (0.5 - draw.random() * 0.16) * (-side), _between(draw, 0.78, 0.92))
+        side = -side
+    return 218, 188, 126
+
+
+def _starfish(canvas: Canvas, x: float, y: float) -> None:
+    tips = [(0, -1), (0.3, -0.35), (0.95, -0.3), (0.45, 0.2), (0.6, 0.85),
+            (0, 0.45), (-0.6, 0.85), (-0.45, 0.2), (-0.95, -0.3), (-0.3, -0.35)]  # fmt: skip
+    canvas.shape([(x + 0.05 * dx, y + 0.05 * dy) for dx, dy in tips], (240, 150, 120), line=0)
+
+
+def _snow(canvas: Canvas, draw: random.Random) -> RGB:
+    canvas.gradient((142, 170, 204), (196, 214, 234))
+    _hill(canvas, _between(draw, 0.52, 0.6), 0.56, _between(draw, 0.5, 0.6), (214, 226, 242))
+    for x in (_between(draw, 0.04, 0.14), _between(draw, 0.86, 0.96)):
+        _fir(canvas, x, _between(draw, 0.62, 0.68), _between(draw, 0.2, 0.27))
+    _hill(canvas, _between(draw, 0.64, 0.7), 0.68, _between(draw, 0.64, 0.7), (234, 241, 250))
+    for column in range(6):
+        for row in range(5):
+            x = (column + _between(draw, 0.1, 0.9)) / 6
+            y = (row + _between(draw, 0.1, 0.9)) / 7
+            radius = _between(draw, 0.009, 0.015)
+            canvas.shape(ellipse(x, y, radius, radius), WHITE, line=0)
+    return 190, 206, 230
+
+
+def _fir(canvas: Canvas, x: float, y: float, size: float) -> None:
+    for level, width in ((0.0, 0.42), (0.28, 0.34), (0.56, 0.24)):
+        base = y - size * level
+        left, right, tip = (x - width * size, base), (x + width * size, base), base - size * 0.5
+        canvas.shape([left, (x, tip), right], (84, 124, 128), line=0)
+        snow = [(x - width * size * 0.5, (base + tip) / 2), (x, tip),
+                (x + width * size * 0.5, (base + tip) / 2)]  # fmt: skip
+        canvas.shape(snow, (240, 245, 252), line=0)
+
+
+def _night(canvas: Canvas, draw: random.Random) -> RGB:
+    canvas.gradient((24, 28, 76), (72, 72, 136))
+    side = 1 if draw.random() < 0.5 else -1
+    x, y = 0.5 + side * _between(draw, 0.3, 0.36), _between(draw, 0.14, 0.19)
+    canvas.shape(_crescent(x, y, 0.11, side), (250, 240, 186), line=0)
+    for column in range(5):
+        for row in range(3):
+            if (column * 3 + row) % 4 != 3:
+                star = (column + _between(draw, 0.2, 0.8)) / 5, (row + _between(draw, 0.2, 0.8)) / 6
+                if abs(star[0] - x) > 0.13 or abs(star[1] - y) > 0.13:
+                    _star(canvas, star[0], star[1], _between(draw, 0.018, 0.03))
+    _hill(canvas, _between(draw, 0.58, 0.66), 0.62, _between(draw, 0.58, 0.66), (52, 70, 112))
+    _hill(canvas, _between(draw, 0.68, 0.74), 0.72, _between(draw, 0.68, 0.74), (66, 92, 124))
+    return 46, 66, 98
+
+
+def _crescent(x: float, y: float, radius: float, side: int) -> list[tuple[float, float]]:
+    """A moon open towards the middle of the picture."""
+    outer = [(math.cos(a), math.sin(a)) for a in (math.radians(5 * k) for k in range(-25, 26))]
+    inner = [
+        (0.82 * math.cos(a) - 0.55, 0.82 * math.sin(a))
+        for a in (math.radians(7 * k) for k in range(13, -14, -1))
+    ]
+    return [(x + side * radius * dx, y + radius * dy) for dx, dy in outer + inner]
+
+
+def _star(canvas: Canvas, x: float, y: float, size: float) -> None:
+    points = [(0, -1), (0.24, -0.24), (1, 0), (0.24, 0.24), (0, 1), (-0.24, 0.24), (-1, 0),
+              (-0.24, -0.24)]  # fmt: skip
+    canvas.shape([(x + size * dx, y + size * dy) for dx, dy in points], (255, 248, 206), line=0)
+
+
+def _city(canvas: Canvas, draw: random.Random) -> RGB:
+    canvas.gradient((198, 206, 222), (232, 230, 232))
+    walls = ((150, 150, 170), (172, 164, 176), (136, 144, 160), (164, 172, 184))
+    left, turn = -0.04 - 0.05 * draw.random(), int(draw.random() * 4)
+    while left < 1.0:
+        width = _between(draw, 0.17, 0.23)
+        middle = 1 - abs(left + width / 2 - 0.5) * 2
+        top = 0.12 + 0.22 * middle + _between(draw, -0.06, 0.1)
+        _building(canvas, left, top, width, walls[turn % 4])
+        left, turn = left + width, turn + 1
+    canvas.shape([(-0.1, 0.7), (1.1, 0.7), (1.1, 0.77), (-0.1, 0.77)], (206, 204, 208), line=0)
+    canvas.shape([(-0.1, 0.77), (1.1, 0.77), (1.1, 1.1), (-0.1, 1.1)], (120, 120, 130), line=0)
+    start = _between(draw, -0.2, 0.0)
+    for k in range(6):
+        x = start + 0.24 * k
+        canvas.shape([(x, 0.925), (x + 0.13, 0.925), (x + 0.12, 0.95), (x - 0.01, 0.95)],
+                     (240, 240, 236), line=0)  # fmt: skip
+    return 92, 92, 104
+
+
+def _building(canvas: Canvas, left: float, top: float, width: float, wall: RGB) -> None:
+    corners = [(left, top), (left + width, top), (left + width, 0.75), (left, 0.75)]
+    canvas.shape(corners, wall, line=0)
+    canvas.shape([(left + width * 0.88, top), *corners[1:3], (left + width * 0.88, 0.75)],
+                 mix(wall, (60, 60, 90), 0.25), line=0)  # fmt: skip
+    y = top + 0.045
+    while y < 0.64:
+        for column in (0.14, 0.52):
+            x = left + width * column
+            glass = rounded([(x, y), (x + width * 0.24, y), (x + width * 0.24, y + 0.05),
+                             (x, y + 0.05)], 1)  # fmt: skip
+            canvas.shape(glass, (252, 236, 170), line=0)
+        y += 0.105
+
+
+DRAW: dict[str, Callable[[Canvas, random.Random], RGB]] = {
+    "meadow": _meadow,
+    "beach": _beach,
+    "snow": _snow,
+    "night": _night,
+    "city": _city,
+}

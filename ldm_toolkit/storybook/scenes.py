@@ -1,0 +1,415 @@
+"""Scenes of the storybook world: what may be drawn, what it is called, and which part is held out.
+
+Data and pure functions of the standard library only, so that the command line and the prompt
+checks can use them without loading torch. To add a subject or an accessory: one row in the table
+here, one drawing function in `_subjects.py` or `_accessories.py`.
+"""
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+SPLIT_VERSION = 1
+SPLITS = ("train", "test", "all")
+TEST_SHARE = 9  # one composition in nine is held out
+
+ACCESSORY_OMITTED = 0.03  # a caption without an accessory should nearly always mean none is there
+COLOUR_OMITTED = 0.22
+SETTING_OMITTED = 0.28
+NO_ACCESSORY = 0.2  # at least; half of the subjects that can wear a single thing wear none
+ACCESSORY_COLOUR_NAMED = 0.0  # the grammar can name it; this edition of the captions does not
+
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A thing that can be drawn: its names and what it may wear."""
+
+    names: tuple[str, ...]
+    accessories: tuple[str, ...]
+    adjectives: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Accessory:
+    """A thing that can be worn: its names, where it sits, and the colours it comes in."""
+
+    names: tuple[str, ...]
+    article: str
+    place: str
+    colours: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A background: phrases that end a caption, and single words for terse ones."""
+
+    phrases: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+COLOURS: dict[str, RGB] = {
+    "red": (220, 38, 42),
+    "orange": (250, 138, 24),
+    "yellow": (252, 216, 42),
+    "green": (34, 150, 66),
+    "blue": (40, 100, 228),
+    "purple": (146, 66, 190),
+    "brown": (128, 78, 42),
+    "white": (250, 250, 252),
+}
+
+ACCESSORY_RGB: dict[str, RGB] = {**COLOURS, "black": (52, 48, 60), "pink": (250, 130, 180)}
+
+TOO_NEAR: dict[str, tuple[str, ...]] = {
+    "red": ("orange", "pink", "brown"),
+    "orange": ("red", "yellow", "brown"),
+    "yellow": ("orange", "white"),
+    "green": (),
+    "blue": ("purple",),
+    "purple": ("blue", "pink"),
+    "brown": ("orange", "red", "black"),
+    "white": ("yellow",),
+}
+
+LOST_IN: dict[str, tuple[str, ...]] = {"night": ("black",)}
+
+_LIVELY = ("cute", "happy", "friendly", "lovely", "funny", "nice")
+_PLAIN = ("nice", "lovely", "pretty", "cute")
+_ALL_ACCESSORIES = ("hat", "scarf", "glasses", "crown", "bow tie")
+
+SUBJECTS: dict[str, Subject] = {
+    "dog": Subject(("dog", "dog", "dog", "puppy", "doggy", "doggo"), _ALL_ACCESSORIES, _LIVELY),
+    "cat": Subject(("cat", "cat", "cat", "kitten", "kitty"), _ALL_ACCESSORIES, _LIVELY),
+    "rabbit": Subject(("rabbit", "rabbit", "rabbit", "bunny", "hare"), _ALL_ACCESSORIES, _LIVELY),
+    "bear": Subject(("bear", "bear", "bear", "teddy bear", "teddy"), _ALL_ACCESSORIES, _LIVELY),
+    "bird": Subject(("bird", "bird", "bird", "birdie"), _ALL_ACCESSORIES, _LIVELY),
+    "fish": Subject(("fish", "fish", "fish", "fishy"), ("hat", "glasses", "crown", "bow tie"),
+                    _LIVELY),
+    "car": Subject(("car", "car", "car", "automobile", "auto"), ("hat",), _PLAIN),
+    "house": Subject(("house", "house", "house", "home", "cottage"), ("hat",), _PLAIN),
+    "boat": Subject(("boat", "boat", "boat", "sailboat", "ship", "sailing boat"), ("hat",),
+                    _PLAIN),
+    "tree": Subject(("tree", "tree", "tree", "leafy tree"), ("hat",), _PLAIN),
+}  # fmt: skip
+
+ACCESSORIES: dict[str, Accessory] = {
+    "hat": Accessory(("hat", "hat", "hat", "top hat"), "a", "on top",
+                     ("black", "red", "blue", "green", "purple", "yellow")),
+    "scarf": Accessory(("scarf", "scarf", "scarf", "neck scarf"), "a", "around the neck",
+                       ("red", "yellow", "green", "blue", "purple", "pink")),
+    "glasses": Accessory(("glasses", "glasses", "glasses", "spectacles", "eyeglasses"),
+                         "a pair of", "on the nose", ("red", "blue", "green", "yellow", "purple")),
+    "crown": Accessory(("crown", "crown", "crown", "royal crown"), "a", "on top",
+                       ("yellow", "yellow", "yellow", "red", "white", "purple")),
+    "bow tie": Accessory(("bow tie", "bow tie", "bow tie", "bowtie"), "a", "at the neck",
+                         ("red", "yellow", "green", "blue", "purple", "black")),
+}  # fmt: skip
+
+SETTINGS: dict[str, Setting] = {
+    "meadow": Setting(("in a meadow", "in the meadow", "on the grass", "in a field", "on a meadow",
+                       "on a lawn", "in the grass", "in a flower field", "in the countryside"),
+                      ("meadow", "grass", "field")),
+    "beach": Setting(("on the beach", "at the beach", "on a beach", "by the sea", "on the sand",
+                      "at the seaside", "by the ocean", "on a sandy beach"),
+                     ("beach", "sand", "seaside")),
+    "snow": Setting(("in the snow", "in snow", "in winter", "on a snowy day", "on the snow",
+                     "while it snows", "in a snowy landscape", "on a snowy hill"),
+                    ("snow", "winter", "snowy")),
+    "night": Setting(("at night", "under the stars", "on a starry night", "in the moonlight",
+                      "under the moon", "in the night", "at night under the moon"),
+                     ("night", "stars", "moonlight")),
+    "city": Setting(("in the city", "in a city", "in town", "on a street", "on the street",
+                     "in front of tall buildings", "in the big city", "downtown"),
+                    ("city", "town", "street")),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What the split is made of: the four attributes that a prompt can ask for."""
+
+    subject: str
+    colour: str
+    accessory: str | None
+    setting: str
+
+    @property
+    def key(self) -> str:
+        """The four values as one line, `none` for no accessory."""
+        worn = self.accessory if self.accessory is not None else "none"
+        return f"{self.subject}|{self.colour}|{worn}|{self.setting}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture: a composition, the accessory's own colour, and the seed of everything else."""
+
+    subject: str
+    colour: str
+    accessory: str | None
+    setting: str
+    accessory_colour: str | None = None
+    seed: int = 0
+
+    @property
+    def composition(self) -> Composition:
+        """The part of the scene that the split looks at."""
+        return Composition(self.subject, self.colour, self.accessory, self.setting)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A text and the attributes of the scene that it names; the others are free in the picture."""
+
+    text: str
+    mentions: frozenset[str]
+
+
+def generator(*parts: object) -> random.Random:
+    """A random generator that depends on `parts` alone, the same in every process."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return random.Random(int.from_bytes(digest[:8], "big"))
+
+
+def is_held_out(composition: Composition) -> bool:
+    """Whether this composition is in the test split: a fixed hash, about one in nine.
+
+    Adding subjects, colours, accessories or settings never moves an existing composition.
+    """
+    digest = hashlib.sha256(f"storybook-{SPLIT_VERSION}|{composition.key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % TEST_SHARE == 0
+
+
+@cache
+def compositions(split: str = "all") -> tuple[Composition, ...]:
+    """All compositions of a split ("train", "test" or "all") in the order of the tables."""
+    return tuple(found for found in _every_composition() if in_split(found, split))
+
+
+def in_split(composition: Composition, split: str) -> bool:
+    """Whether a composition belongs to "train", "test" or "all"."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+    return split == "all" or is_held_out(composition) == (split == "test")
+
+
+def accessory_colours(composition: Composition) -> tuple[str, ...]:
+    """The colours the accessory may have: not near the subject's, nor lost in the background."""
+    colour, worn = composition.colour, composition.accessory
+    avoided = (colour, *TOO_NEAR[colour], *LOST_IN.get(composition.setting, ()))
+    return tuple(
+        name
+        for name in (ACCESSORIES[worn].colours if worn is not None else ())
+        if name not in avoided
+    )
+
+
+def make_scene(composition: Composition, seed: int) -> Scene:
+    """The scene of a composition for a seed, which chooses the accessory's colour too."""
+    worn = composition.accessory
+    colour = None
+    if worn is not None:
+        colour = _pick(generator("accessory", seed), accessory_colours(composition))
+    return Scene(composition.subject, composition.colour, worn, composition.setting, colour, seed)
+
+
+def sample_scene(seed: int, index: int, split: str = "train") -> Scene:
+    """Scene number `index` of the endless stream `seed`: a pure function of its arguments.
+
+    Subjects, colours and settings are equally frequent before the split takes its share.
+    """
+    draw = generator("scene", seed, index, split)
+    while True:
+        subject = _pick(draw, tuple(SUBJECTS))
+        wearable, accessory = SUBJECTS[subject].accessories, None
+        if draw.random() >= max(NO_ACCESSORY, 1 / (len(wearable) + 1)):
+            accessory = _pick(draw, wearable)
+        colour, setting = _pick(draw, tuple(COLOURS)), _pick(draw, tuple(SETTINGS))
+        composition = Composition(subject, colour, accessory, setting)
+        if in_split(composition, split):
+            return make_scene(composition, int(draw.random() * 2**32))
+
+
+def canonical_caption(scene: Scene) -> str:
+    """The plainest full caption: "a brown dog wearing a hat on the beach"."""
+    words = [_article(scene.colour), scene.colour, scene.subject]
+    if scene.accessory is not None:
+        article = "" if scene.accessory == "glasses" else "a"
+        words += ["wearing", article, scene.accessory]
+    return _join(*words, SETTINGS[scene.setting].phrases[0])
+
+
+_OPENINGS = ("a picture of", "a drawing of", "an image of", "a painting of", "a cartoon of",
+             "an illustration of", "picture of", "drawing of", "a photo of",
+             "image of")  # fmt: skip
+_PRESENTING = ("there is", "here is", "this is", "i see", "look at", "draw", "show me",
+               "i want", "paint")  # fmt: skip
+_WEARING = ("wearing", "wearing", "wearing", "wearing", "with", "with", "in", "that wears",
+            "who wears", "dressed in", "who is wearing", "that has", "has", "having")  # fmt: skip
+_VERBS = ("wears", "is wearing", "has", "has got", "wear")
+_ARTICLES = ("the", "one", "my", "some")
+_GLUE = ("a", "an", "and", "on", "wearing", "with", "is", "coloured", "colored", "that", "in")
+
+
+def caption(scene: Scene, seed: int) -> Caption:
+    """One of very many ways to say what the scene shows; a pure function of scene and seed.
+
+    Terse lists, short broken English and whole sentences; colour, setting and (rarely) the
+    accessory may be left out, and `mentions` says which attributes are named.
+    """
+    draw = generator("caption", scene, seed)
+    named = _choose_mentions(scene, draw)
+    style = draw.random()
+    if style < 0.14:
+        text = _terse(scene, named, draw)
+    elif style < 0.28:
+        text = _sentence(scene, named, draw)
+    else:
+        text = _phrase(scene, named, draw)
+    if draw.random() < 0.12:
+        text = text[0].upper() + text[1:]
+    if draw.random() < 0.12:
+        text += "."
+    return Caption(text, named)
+
+
+@cache
+def known_words() -> frozenset[str]:
+    """Every word, in lower case, that a caption can contain."""
+    texts: list[str] = [*COLOURS, *_OPENINGS, *_PRESENTING, *_WEARING, *_VERBS, *_ARTICLES, *_GLUE]
+    for subject in SUBJECTS.values():
+        texts += (*subject.names, *subject.adjectives)
+    for accessory in ACCESSORIES.values():
+        texts += (*accessory.names, accessory.article, accessory.place)
+        if ACCESSORY_COLOUR_NAMED > 0:
+            texts += accessory.colours
+    for setting in SETTINGS.values():
+        texts += (*setting.phrases, *setting.words)
+    return frozenset(word for text in texts for word in re.findall(r"[a-z]+", text))
+
+
+def _every_composition() -> Iterator[Composition]:
+    for subject, row in SUBJECTS.items():
+        for colour in COLOURS:
+            for accessory in (None, *row.accessories):
+                for setting in SETTINGS:
+                    yield Composition(subject, colour, accessory, setting)
+
+
+def _pick(draw: random.Random, choices: Sequence[str]) -> str:
+    """One of `choices`; built on random() alone, whose stream Python promises to keep."""
+    return choices[int(draw.random() * len(choices))]
+
+
+def _join(*words: str) -> str:
+    return " ".join(word for word in words if word)
+
+
+def _article(following: str) -> str:
+    return "an" if following[:1] in "aeiou" else "a"
+
+
+def _choose_mentions(scene: Scene, draw: random.Random) -> frozenset[str]:
+    """Which attributes a caption names; the subject always."""
+    named = {"subject"}
+    if draw.random() >= COLOUR_OMITTED:
+        named.add("colour")
+    if draw.random() >= SETTING_OMITTED:
+        named.add("setting")
+    if scene.accessory is not None and draw.random() >= ACCESSORY_OMITTED:
+        named.add("accessory")
+        if draw.random() < ACCESSORY_COLOUR_NAMED:
+            named.add("accessory_colour")
+    return frozenset(named)
+
+
+def _subject_words(
+    scene: Scene, named: frozenset[str], draw: random.Random, plain: bool = False
+) -> str:
+    """The noun phrase of the subject: article, adjective, colour, noun."""
+    row = SUBJECTS[scene.subject]
+    noun = _pick(draw, row.names)
+    adjective = _pick(draw, row.adjectives) if draw.random() < 0.12 else ""
+    colour = scene.colour if "colour" in named else ""
+    if colour and draw.random() < 0.04:
+        colour = _join(colour, _pick(draw, ("coloured", "colored")))
+    words = _join(adjective, colour, noun)
+    chance = draw.random()
+    if plain or chance < 0.15:
+        return words
+    if chance < 0.25:
+        return _join(_pick(draw, _ARTICLES), words)
+    return _join(_article(words), words)
+
+
+def _accessory_words(scene: Scene, named: frozenset[str], draw: random.Random) -> str:
+    """The noun phrase of what is worn, its article sometimes dropped as people do."""
+    row = ACCESSORIES[scene.accessory or ""]
+    colour = scene.accessory_colour or "" if "accessory_colour" in named else ""
+    words = _join(colour, _pick(draw, row.names))
+    chance = draw.random()
+    if row.article != "a":
+        return _join(row.article, words) if chance < 0.25 else words
+    if chance < 0.3:
+        return words
+    return _join("the" if chance < 0.36 else _article(words), words)
+
+
+def _terse(scene: Scene, named: frozenset[str], draw: random.Random) -> str:
+    """Key words: "brown dog, hat, beach", "dog in hat, snow"."""
+    parts = [_subject_words(scene, named, draw, plain=True)]
+    if "accessory" in named:
+        worn = _pick(draw, ACCESSORIES[scene.accessory or ""].names)
+        if draw.random() < 0.5:
+            parts.append(worn)
+        elif draw.random() < 0.25:
+            parts[0] = _join(worn, "wearing", parts[0])
+        else:
+            parts[0] = _join(parts[0], _pick(draw, ("in", "with", "and", "wearing")), worn)
+    if "setting" in named:
+        row = SETTINGS[scene.setting]
+        parts.append(_pick(draw, row.words if draw.random() < 0.7 else row.phrases))
+    return _pick(draw, (", ", ", ", " ")).join(parts)
+
+
+def _sentence(scene: Scene, named: frozenset[str], draw: random.Random) -> str:
+    """A whole sentence: "the brown dog wears a hat on the beach"."""
+    subject = _subject_words(scene, named, draw)
+    place = _pick(draw, SETTINGS[scene.setting].phrases) if "setting" in named else ""
+    if "accessory" in named:
+        verb = _pick(draw, _VERBS)
+        return _join(subject, verb, _accessory_words(scene, named, draw), place)
+    if place:
+        return _join(subject, "is" if draw.random() < 0.7 else "", place)
+    return _join(_pick(draw, _PRESENTING), subject)
+
+
+def _phrase(scene: Scene, named: frozenset[str], draw: random.Random) -> str:
+    """What people type most: "a brown dog wearing a hat on the beach", opened in many ways."""
+    if "colour" in named and draw.random() < 0.05:
+        without = named - {"colour"}
+        subject = _join(_subject_words(scene, without, draw), "that is", scene.colour)
+        link = "and wearing"
+    else:
+        subject, link = _subject_words(scene, named, draw), _pick(draw, _WEARING)
+    worn = ""
+    if "accessory" in named:
+        where = ACCESSORIES[scene.accessory or ""].place if draw.random() < 0.08 else ""
+        worn = _join(link, _accessory_words(scene, named, draw), where)
+    place = _pick(draw, SETTINGS[scene.setting].phrases) if "setting" in named else ""
+    chance = draw.random()
+    opening = ""
+    if chance < 0.22:
+        opening = _pick(draw, _OPENINGS)
+    elif chance < 0.3:
+        opening = _pick(draw, _PRESENTING)
+    if place and draw.random() < 0.12:
+        return _join(place + _pick(draw, (",", "")), opening, subject, worn)
+    if place and worn and draw.random() < 0.12:
+        return _join(opening, subject, place, worn)
+    return _join(opening, subject, worn, place)

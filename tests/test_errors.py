@@ -1,0 +1,37 @@
+"""The tree of exceptions and its exit codes."""
+
+import pytest
+
+from ldm_toolkit import errors
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("LdmToolkitError", 1),
+        ("NumericalError", 1),
+        ("UserError", 2),
+        ("ModelError", 2),
+        ("InputError", 2),
+        ("CannotWrite", 74),
+    ],
+)
+def test_exit_codes_are_those_of_the_docstring(name: str, code: int) -> None:
+    kind = getattr(errors, name)
+    assert issubclass(kind, errors.LdmToolkitError)
+    assert kind.exit_code == code
+    line = next(line for line in (errors.__doc__ or "").splitlines() if f" {name} " in f" {line}")
+    assert str(code) in line.split(name)[1].split()[0]
+
+
+def test_every_class_is_public() -> None:
+    classes = {
+        n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, Exception)
+    }
+    assert classes == set(errors.__all__) - {"suggestion"}
+
+
+def test_suggestion() -> None:
+    assert errors.suggestion("eulr", ["euler", "ddim"]) == "; did you mean 'euler'?"
+    assert errors.suggestion("xyzzy", ["euler", "ddim"]) == ""
+    assert errors.suggestion("x", []) == ""

@@ -1,0 +1,132 @@
+"""Whole or not there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ldm_toolkit import files
+from ldm_toolkit.errors import CannotWrite, ModelError
+
+TRAVERSALS = [
+    "../x", "a/../../x", "/etc/passwd", "..\\x", "C:/x", "C:\\x", "\\\\host\\x", "", ".", "..",
+    "a//b", "a/", "/", "a/./b", "a\0b", "./a",
+]  # fmt: skip
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_write_and_replace(tmp_path: Path) -> None:
+    files.write_atomic(tmp_path / "a", b"one", overwrite=False)
+    files.write_atomic(tmp_path / "a", b"two")
+    assert (tmp_path / "a").read_bytes() == b"two"
+    assert names(tmp_path) == ["a"]
+
+
+def test_existing_file_stays_without_overwrite(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"mine")
+    with pytest.raises(CannotWrite, match="exists already") as caught:
+        files.write_atomic(tmp_path / "a", b"other", overwrite=False)
+    assert isinstance(caught.value.__cause__, FileExistsError)
+    assert (tmp_path / "a").read_bytes() == b"mine"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "open"])
+def test_a_failing_disk_leaves_what_was_there(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"before")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if call == "open":
+        monkeypatch.setattr("builtins.open", fail)
+    else:
+        monkeypatch.setattr(os, call, fail)
+    with pytest.raises(CannotWrite, match="No space left"):
+        files.write_atomic(tmp_path / "a", b"after")
+    monkeypatch.undo()
+    assert (tmp_path / "a").read_bytes() == b"before"
+    assert names(tmp_path) == ["a"]
+
+
+def test_one_of_many_writers_wins(tmp_path: Path) -> None:
+    code = (
+        "import sys; from ldm_toolkit.files import write_atomic; from ldm_toolkit.errors import *\n"
+        "try: write_atomic('a', sys.argv[1].encode() * 100_000, overwrite=False)\n"
+        "except CannotWrite: sys.exit(7)"
+    )
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(n)],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        for n in range(4)
+    ]
+    codes = [worker.wait() for worker in workers]
+    assert sorted(codes) == [0, 7, 7, 7]
+    assert (tmp_path / "a").read_bytes() == str(codes.index(0)).encode() * 100_000
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    with files.staged_directory(tmp_path / "out") as folder:
+        (folder / "a").write_text("1")
+        (folder / "deep").mkdir()
+        (folder / "deep" / "b").write_text("2")
+        assert not (tmp_path / "out").exists()
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "deep" / "b").read_text() == "2"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError, SystemExit])
+def test_an_interrupted_folder_leaves_the_old_one(kind: type, tmp_path: Path) -> None:
+    with files.staged_directory(tmp_path / "out") as folder:
+        (folder / "a").write_text("old")
+
+    def interrupted() -> None:
+        with files.staged_directory(tmp_path / "out") as folder:
+            (folder / "a").write_text("new")
+            raise kind
+
+    with pytest.raises(kind):
+        interrupted()
+    assert (tmp_path / "out" / "a").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_replaces_the_old_one(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with files.staged_directory(tmp_path / "out") as folder:
+            (folder / text).write_text(text)
+    assert names(tmp_path / "out") == ["new"]
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", TRAVERSALS)
+def test_paths_that_lead_out_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        files.contained_path(tmp_path, name)
+
+
+def test_links_that_lead_out_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelError, match="leads out"):
+        files.contained_path(tmp_path / "root", "link")
+    assert files.contained_path(tmp_path / "root", "a/b").parent.name == "a"
+
+
+def test_hashes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.sha256_file(tmp_path / "a") == files.sha256_bytes(b"abc") == known
