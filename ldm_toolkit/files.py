@@ -27,7 +27,7 @@ def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = True) -> No
     Raises CannotWrite.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.tmp")
+    beside = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         try:
             with open(beside, "xb") as file:
@@ -37,7 +37,7 @@ def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = True) -> No
             if overwrite:
                 os.replace(beside, path)
             else:
-                os.link(beside, path)  # fails where the name is taken, unlike a rename
+                _rename_exclusively(beside, path)
         finally:
             beside.unlink(missing_ok=True)
         fsync_directory(path.parent)
@@ -45,6 +45,17 @@ def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = True) -> No
         raise CannotWrite(f"{path} exists already; choose another name or pass --overwrite") from error
     except OSError as error:
         raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _rename_exclusively(beside: Path, path: Path) -> None:
+    """Give ``beside`` the name ``path``; FileExistsError where that is taken, unlike a rename."""
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        raise
+    except OSError:  # FAT and some network file systems have no hard links
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(beside, path)
 
 
 @contextlib.contextmanager

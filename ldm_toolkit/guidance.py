@@ -1,0 +1,45 @@
+"""Classifier-free guidance: two predictions become one."""
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Guidance", "combine", "rescale"]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly the conditional prediction is followed; scale 1 needs no second prediction."""
+
+    scale: float = 7.5
+    rescale: float = 0.0
+
+    @property
+    def active(self) -> bool:
+        """Whether the unconditional prediction is needed at all."""
+        return self.scale != 1
+
+    def apply(self, prediction: torch.Tensor) -> torch.Tensor:
+        """The guided prediction of both halves, negative first: (2B, ...) -> (B, ...)."""
+        negative, positive = prediction.chunk(2)
+        guided = combine(negative, positive, self.scale)
+        return rescale(guided, positive, self.rescale) if self.rescale else guided
+
+
+def combine(negative: torch.Tensor, positive: torch.Tensor, scale: float) -> torch.Tensor:
+    """The prediction pushed from the negative one past the positive one.
+
+    Ho and Salimans 2022, eq. 6, with scale = 1 + w. Any equal shapes.
+    """
+    return negative + scale * (positive - negative)
+
+
+def rescale(guided: torch.Tensor, positive: torch.Tensor, factor: float) -> torch.Tensor:
+    """The guided prediction with its spread pulled towards that of the positive one.
+
+    Lin et al. 2023 ("Common Diffusion Noise Schedules and Sample Steps are Flawed"), eq. 15 and 16;
+    the spread is a picture's own. (B, ...), factor from 0 (unchanged) to 1.
+    """
+    axes = tuple(range(1, guided.ndim))
+    spread = positive.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
+    return factor * (guided * spread) + (1 - factor) * guided

@@ -1,0 +1,222 @@
+"""Pictures in and out: the one safe reader, the one writer, and the recipe inside the file.
+
+Level 1: Pillow only, no torch. Everything in the package that opens a picture from outside goes
+through `open_image`; every picture that the package makes is written by `save_image`.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
+
+from ldm_toolkit.errors import InputError
+from ldm_toolkit.files import sha256_bytes, write_atomic
+from ldm_toolkit.recipe import Recipe
+
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "RECIPE_KEY",
+    "contact_sheet",
+    "open_image",
+    "pixels_sha256",
+    "png_bytes",
+    "read_recipe",
+    "save_image",
+]
+
+MAX_PIXELS = 64_000_000
+"""The largest picture that is read, in pixels of its header."""
+
+MAX_BYTES = 256 * 2**20
+"""The largest picture file that is read."""
+
+RECIPE_KEY = "ldm_toolkit"
+"""Keyword of the PNG text chunk that holds the recipe as JSON."""
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
+
+# IPTC's term for "made by a trained model" as an XMP packet, the form that viewers look for.
+_XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" '
+    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
+    "Iptc4xmpExt:DigitalSourceType="
+    '"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/>'
+    "</rdf:RDF></x:xmpmeta>"
+    '<?xpacket end="r"?>'
+)
+
+
+def save_image(
+    image: Image.Image, path: str | Path, recipe: Recipe | None = None, *, overwrite: bool
+) -> None:
+    """Write ``image`` as a PNG that says how it was made.
+
+    The file appears whole or not at all. Raises CannotWrite, also for an existing file unless
+    ``overwrite``.
+    """
+    write_atomic(path, png_bytes(image, recipe), overwrite=overwrite)
+
+
+def png_bytes(image: Image.Image, recipe: Recipe | None = None) -> bytes:
+    """The PNG file of an RGB picture: pixels, recipe, origin; no time, host, user or path.
+
+    Equal pictures with equal recipes give equal bytes. The chunks stand before the pixels, so
+    that a reader finds them without decoding.
+    """
+    image = image.convert("RGB")
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt("XML:com.adobe.xmp", _XMP)
+    if recipe is not None:
+        if recipe.pixels_sha256 is None:
+            recipe = dataclasses.replace(recipe, pixels_sha256=pixels_sha256(image))
+        chunks.add_itxt(RECIPE_KEY, _ascii_json(recipe.to_json()))
+        # The web UIs write tEXt, which is Latin-1; anything beyond ASCII needs iTXt to be exact.
+        text = _plain_text(recipe.parameters_text())
+        (chunks.add_text if text.isascii() else chunks.add_itxt)("parameters", text)
+    # Pillow would copy an ICC profile or a transparent colour out of `info` into our file.
+    image.info = {}
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=chunks, compress_level=6)
+    return buffer.getvalue()
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe inside a PNG of ours: data from outside, checked by `Recipe.from_json`.
+
+    Raises InputError for a file that is not such a PNG, UserError for a recipe that is not ours.
+    """
+    with _opened(path) as image:
+        text = image.info.get(RECIPE_KEY)
+    if not isinstance(text, str):
+        raise InputError(
+            f"{path} holds no recipe; only PNG files written by ldm-gen do, and many programs "
+            "remove it when they save the picture again"
+        )
+    return Recipe.from_json(text)
+
+
+def pixels_sha256(image: Image.Image) -> str:
+    """SHA-256 of the RGB bytes, row by row: the same before saving and after loading."""
+    return sha256_bytes(image.convert("RGB").tobytes())
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Read a picture of unknown origin: PNG, JPEG or WebP, one frame, at most 64 megapixels.
+
+    Returns RGB, upright by its EXIF orientation, alpha laid over white, without metadata. The
+    size is checked in the header, before a pixel is decoded. Raises InputError.
+    """
+    with _opened(path) as image:
+        image.load()
+        # exif_transpose keeps 16-bit modes; convert() would clip them to white.
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode == "I" or upright.mode.startswith("I;16"):
+            upright = upright.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+        if upright.has_transparency_data:
+            layer = upright.convert("RGBA")
+            upright = Image.new("RGBA", layer.size, "white")
+            upright.alpha_composite(layer)
+        result = upright.convert("RGB")
+    result.info = {}
+    return result
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image], labels: Sequence[str], *, columns: int = 5, cell: int = 192
+) -> Image.Image:
+    """Small copies of ``pictures`` in a grid, each with its label below: one RGB picture.
+
+    Raises InputError when there is nothing to show or a label is missing.
+    """
+    if not pictures or len(pictures) != len(labels):
+        raise InputError("a contact sheet needs at least one picture and one label for each")
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    gap, line = 8, 16
+    size = (columns * (cell + gap) + gap, rows * (cell + line + gap) + gap)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        left = gap + (index % columns) * (cell + gap)
+        top = gap + (index // columns) * (cell + line + gap)
+        sheet.paste(ImageOps.contain(picture.convert("RGB"), (cell, cell)), (left, top))
+        draw.text((left, top + cell + 2), label, fill="black")
+    return sheet
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The header of a picture file, checked; decoding errors in the block become InputError."""
+    path = Path(path)
+    data = _file_bytes(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken EXIF is common and harmless
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                _check_header(image, path)
+                yield image
+    except InputError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise InputError(
+            f"{path} is not a picture that can be read here; use a PNG, JPEG or WebP file"
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(_too_many_pixels(path)) from error
+    except MemoryError as error:
+        raise InputError(f"{path} does not fit into memory; use a smaller picture") from error
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError) as error:
+        # Pillow's readers raise all of these on damaged files.
+        raise InputError(f"{path} is damaged: {error}") from error
+
+
+def _file_bytes(path: Path) -> bytes:
+    """The bytes of a regular file of acceptable size; a pipe or device would block or never end."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path} is not a file; name a PNG, JPEG or WebP file")
+        if status.st_size > MAX_BYTES:
+            raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MB; use a smaller file")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path}: {reason}") from error
+
+
+def _check_header(image: Image.Image, path: Path) -> None:
+    """Refuse what would cost too much to decode or has more than one meaning."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise InputError(_too_many_pixels(path))
+    # Phones store a depth or brightness map as second picture of a JPEG ("MPO"); the first counts.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise InputError(f"{path} is animated; save one frame of it as PNG")
+
+
+def _too_many_pixels(path: Path) -> str:
+    return f"{path} has more than {MAX_PIXELS // 1_000_000} million pixels; shrink it first"
+
+
+def _ascii_json(text: str) -> str:
+    """The same JSON with escapes only, so that any string, also half a surrogate, survives."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return json.dumps(json.loads(text), ensure_ascii=True, sort_keys=False)
+
+
+def _plain_text(text: str) -> str:
+    """What a text chunk can hold: no NUL, which would end it, and no half surrogates."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")

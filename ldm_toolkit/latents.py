@@ -1,0 +1,106 @@
+"""Latents: the seed rule, the first noise, the way from pictures and back."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldm_toolkit.errors import NumericalError, UserError
+from ldm_toolkit.models.components import Components
+
+__all__ = [
+    "decode_latents",
+    "initial_noise",
+    "latents_to_pil",
+    "make_generators",
+    "pil_to_latents",
+    "pixels_to_pil",
+]
+
+
+def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """A CPU generator of its own for each picture: all noise of the picture comes from it."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def initial_noise(
+    sources: Sequence[int | torch.Generator], shape: tuple[int, int, int]
+) -> torch.Tensor:
+    """The first noise of each picture, float32 on the CPU: (C, h, w) -> (B, C, h, w).
+
+    A source is a seed or the picture's generator, which goes on to make the steps' noise. The
+    noise of a picture depends on its own source only, never on batch or device.
+    """
+    generators = [
+        source
+        if isinstance(source, torch.Generator)
+        else torch.Generator("cpu").manual_seed(source)
+        for source in sources
+    ]
+    return torch.cat(
+        [torch.randn((1, *shape), generator=one, dtype=torch.float32) for one in generators]
+    )
+
+
+@torch.no_grad()
+def pil_to_latents(
+    images: Sequence[Image.Image],
+    components: Components,
+    generators: Sequence[torch.Generator] | None = None,
+) -> torch.Tensor:
+    """Pictures of one size -> latents of unit variance, (B, C, h, w) float32.
+
+    The mean of the VAE's posterior, or a draw from it with one generator a picture. Encoded one at
+    a time, so a picture's latents do not depend on its neighbours. Raises UserError for sizes.
+    """
+    multiple = components.latent_factor
+    sizes = {image.size for image in images}
+    if len(sizes) != 1:
+        raise UserError(f"the pictures must have one size, not {sorted(sizes)}")
+    width, height = sizes.pop()
+    if width % multiple or height % multiple:
+        raise UserError(
+            f"a picture of {width}x{height} has sides that are no multiples of {multiple}"
+        )
+    vae = components.vae
+    latents = []
+    for index, image in enumerate(images):
+        pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1
+        tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, H, W)
+        posterior = vae.encode(tensor.to(components.device, components.dtype)).latent_dist
+        latent = posterior.mean.float()
+        if generators is not None:
+            noise = initial_noise([generators[index]], tuple(latent.shape[1:]))
+            latent = latent + posterior.std.float() * noise.to(latent.device)
+        latents.append((latent - components.latent_shift) * components.latent_scale)
+    return torch.cat(latents)
+
+
+@torch.no_grad()
+def decode_latents(latents: torch.Tensor, components: Components) -> torch.Tensor:
+    """Latents -> pixels from -1 to 1 and a little beyond: (B, C, h, w) -> (B, 3, H, W) float32.
+
+    One picture at a time: equal bits in every batch, and memory for one picture. Raises
+    NumericalError for NaN or infinity, which would make a black picture.
+    """
+    scaled = latents.to(components.device).float() / components.latent_scale
+    scaled = (scaled + components.latent_shift).to(components.dtype)
+    pixels = torch.cat([components.vae.decode(one[None]).sample.float() for one in scaled])
+    if not torch.isfinite(pixels).all():
+        dtype = str(components.dtype).removeprefix("torch.")
+        raise NumericalError(
+            f"the VAE's picture holds NaN or infinity in {dtype}; load the model with dtype float32"
+        )
+    return pixels
+
+
+def pixels_to_pil(pixels: torch.Tensor) -> list[Image.Image]:
+    """Pixels from -1 to 1, (B, 3, H, W), as RGB pictures."""
+    levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(one.permute(1, 2, 0).cpu().numpy()) for one in levels]
+
+
+def latents_to_pil(latents: torch.Tensor, components: Components) -> list[Image.Image]:
+    """Latents as RGB pictures: (B, C, h, w) -> B pictures of W x H."""
+    return pixels_to_pil(decode_latents(latents, components))

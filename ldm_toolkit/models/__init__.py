@@ -1,0 +1,1 @@
+"""Models: what they are called, what they must satisfy, how they load."""

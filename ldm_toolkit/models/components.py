@@ -1,0 +1,67 @@
+"""A loaded model as one record."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ldm_toolkit.models.identity import ModelIdentity
+from ldm_toolkit.recipe import ModelDefaults
+
+__all__ = ["Components"]
+
+
+@dataclass(frozen=True)
+class Components:
+    """The parts of a Stable Diffusion model: loaded, checked, on the device, nothing else.
+
+    ``tokenizer`` and ``text_encoder`` are transformers', ``vae`` and ``unet`` diffusers' classes;
+    ``scheduler_config`` is what a scheduler is built from.
+    """
+
+    tokenizer: Any
+    text_encoder: Any
+    vae: Any
+    unet: Any
+    scheduler_config: Mapping[str, Any]
+    identity: ModelIdentity
+    defaults: ModelDefaults
+    memory_format: str = field(default="contiguous")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the models compute in."""
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents, 4."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels a latent position covers in each direction, 8."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def latent_scale(self) -> float:
+        """What brings the VAE's latents to unit variance."""
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def latent_shift(self) -> float:
+        """The VAE's latents' mean, 0 unless the model says otherwise."""
+        shift = getattr(self.vae.config, "shift_factor", None)
+        return float(shift) if shift is not None and math.isfinite(shift) else 0.0
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) for a picture's width and height in pixels."""
+        factor = self.latent_factor
+        return self.latent_channels, height // factor, width // factor

@@ -1,0 +1,147 @@
+"""The configurations of a model's parts: values that this edition can run. Level 1: no torch.
+
+Bounds keep a stranger's configuration from building a network that fills the memory before the
+weights are compared with it.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ldm_toolkit.errors import ModelError
+
+__all__ = ["check_configs", "image_size"]
+
+_MAX_WIDTH = 8192
+_MAX_LEVELS = 8
+_MAX_LAYERS = 64
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
+_SPACINGS = ("leading", "trailing", "linspace")
+
+
+def check_configs(configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check unet, vae, text_encoder and scheduler, alone and against each other.
+
+    Raises ModelError.
+    """
+    _check_unet(configs["unet"], configs["text_encoder"])
+    _check_vae(configs["vae"])
+    _check_text_encoder(configs["text_encoder"])
+    _check_scheduler(configs["scheduler"])
+
+
+def image_size(unet: Mapping[str, Any], factor: int) -> tuple[int, int]:
+    """(width, height) in pixels that a UNet was trained for; 512 where it does not say."""
+    size = unet.get("sample_size")
+    if size is None:
+        return 512, 512
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(width) * factor, int(height) * factor
+
+
+def _whole(
+    config: Mapping[str, Any], part: str, name: str, low: int, high: int, default: int
+) -> int:
+    """A whole number of a configuration, checked. Raises ModelError."""
+    value = config.get(name, default)
+    if type(value) is not int or not low <= value <= high:
+        raise ModelError(
+            f"{part}: {name} must be a whole number from {low} to {high}, not {value!r:.80}"
+        )
+    return value
+
+
+def _channels(config: Mapping[str, Any], part: str) -> None:
+    """Levels and widths of a convolutional network within bounds."""
+    widths = config.get("block_out_channels", [1])
+    plain = isinstance(widths, list) and 1 <= len(widths) <= _MAX_LEVELS
+    if not plain or not all(type(width) is int and 1 <= width <= _MAX_WIDTH for width in widths):
+        raise ModelError(
+            f"{part}: block_out_channels must be 1 to {_MAX_LEVELS} widths, not {widths!r:.80}"
+        )
+    layers = config.get("layers_per_block", 2)
+    for count in layers if isinstance(layers, list) else [layers]:
+        _whole({"layers_per_block": count}, part, "layers_per_block", 1, 16, 2)
+
+
+def _check_unet(unet: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    """The UNet of Stable Diffusion 1.x: 4 channels in and out, this text encoder's width."""
+    if unet.get("in_channels", 4) == 9:
+        raise ModelError("the UNet has 9 input channels: an inpainting model; this edition needs 4")
+    _whole(unet, "unet", "in_channels", 4, 4, 4)
+    _whole(unet, "unet", "out_channels", 4, 4, 4)
+    _channels(unet, "unet")
+    added = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "encoder_hid_dim")
+    for name in added:
+        if unet.get(name) is not None:
+            raise ModelError(
+                f"the UNet wants more than a prompt ({name}: {unet[name]!r:.40}), as Stable "
+                "Diffusion XL and others do; this edition reads 1.x"
+            )
+    if unet.get("time_cond_proj_dim") is not None:
+        raise ModelError(
+            "the UNet is guidance-distilled (time_cond_proj_dim); this edition does not run it"
+        )
+    _whole(unet, "unet", "transformer_layers_per_block", 1, 16, 1)
+    width = _whole(text, "text_encoder", "hidden_size", 1, _MAX_WIDTH, 512)
+    if unet.get("cross_attention_dim", 1280) != width:
+        raise ModelError(
+            f"the UNet expects text of width {unet.get('cross_attention_dim')!r:.40}, the text "
+            f"encoder gives {width}; they are of different models"
+        )
+    size = unet.get("sample_size")
+    sizes = size if isinstance(size, list) else [size]
+    if size is not None and (
+        len(sizes) not in (1, 2) or not all(type(n) is int and 1 <= n <= 1024 for n in sizes)
+    ):
+        raise ModelError(f"unet: sample_size must be 1 to 1024, not {size!r:.80}")
+
+
+def _check_vae(vae: Mapping[str, Any]) -> None:
+    """The VAE of Stable Diffusion: 3 channels to 4 and back, a scale."""
+    for name, value in (("in_channels", 3), ("out_channels", 3), ("latent_channels", 4)):
+        if vae.get(name, value) != value:
+            raise ModelError(
+                f"vae: {name} must be {value} for Stable Diffusion 1.x, not {vae[name]!r:.80}"
+                + (" (Stable Diffusion 3 and Flux have 16)" if name == "latent_channels" else "")
+            )
+    _channels(vae, "vae")
+    for name, default, low in (("scaling_factor", 0.18215, 0.0), ("shift_factor", None, -math.inf)):
+        value = vae.get(name, default)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ModelError(f"vae: {name} must be a number, not {value!r:.80}")
+        if not (math.isfinite(value) and value > low):
+            raise ModelError(f"vae: {name} must be finite and above {low}, not {value!r:.80}")
+
+
+def _check_text_encoder(text: Mapping[str, Any]) -> None:
+    """A CLIP text model that reads 77 tokens."""
+    _whole(text, "text_encoder", "max_position_embeddings", 77, 77, 77)
+    _whole(text, "text_encoder", "num_hidden_layers", 1, _MAX_LAYERS, 12)
+    _whole(text, "text_encoder", "intermediate_size", 1, 8 * _MAX_WIDTH, 2048)
+    _whole(text, "text_encoder", "vocab_size", 3, 1_000_000, 49408)
+    _whole(text, "text_encoder", "num_attention_heads", 1, 512, 8)
+
+
+def _check_scheduler(scheduler: Mapping[str, Any]) -> None:
+    """A discrete diffusion schedule with a known prediction type."""
+    _whole(scheduler, "scheduler", "num_train_timesteps", 1, 100_000, 1000)
+    _whole(scheduler, "scheduler", "steps_offset", 0, 1000, 0)
+    for name, known in (
+        ("prediction_type", _PREDICTIONS),
+        ("beta_schedule", _BETAS),
+        ("timestep_spacing", _SPACINGS),
+    ):
+        value = scheduler.get(name, known[0])
+        if value not in known:
+            raise ModelError(f"scheduler: {name} must be {' or '.join(known)}, not {value!r:.80}")
+    for name, default in (("beta_start", 0.0001), ("beta_end", 0.02)):
+        value = scheduler.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+            raise ModelError(f"scheduler: {name} must lie between 0 and 1, not {value!r:.80}")
+    for name in ("use_flow_sigmas", "use_dynamic_shifting"):
+        if scheduler.get(name):
+            raise ModelError(f"scheduler: {name} is for flow-matching models, not for 1.x")

@@ -1,0 +1,66 @@
+"""Which model a recipe means: name, revision and the hash of its weights. Level 1: no torch."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm_toolkit.errors import ModelError, suggestion
+from ldm_toolkit.files import sha256_file
+
+__all__ = ["DEFAULT_MODEL", "ModelIdentity", "bundled_models", "find_model", "weights_sha256"]
+
+DEFAULT_MODEL = "storybook"
+_BUNDLED = Path(__file__).parent / "bundled"
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a recipe holds of a model; ``sha256`` is ``weights_sha256`` of the files loaded."""
+
+    name: str
+    revision: str
+    sha256: str
+
+    def as_dict(self) -> dict[str, str]:
+        """The three fields as plain data for a recipe."""
+        return dataclasses.asdict(self)
+
+
+def bundled_models() -> dict[str, Path]:
+    """Name and folder of every model inside the package, sorted by name."""
+    return {path.parent.name: path.parent for path in sorted(_BUNDLED.glob("*/model_index.json"))}
+
+
+def find_model(model: str | Path) -> Path:
+    """The folder of a bundled model's name or of a path. Raises ModelError."""
+    bundled = bundled_models()
+    if isinstance(model, str) and model in bundled:
+        return bundled[model]
+    try:
+        folder = Path(model)
+        if folder.is_dir():
+            return folder
+        found = folder.exists()
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{model!r:.200} is not a model name or a path: {error}") from error
+    if found:
+        raise ModelError(
+            f"{model} is a file; a model is a folder in the diffusers layout, with model_index.json"
+        )
+    known = ", ".join(bundled) or "none in this installation"
+    raise ModelError(
+        f"no model {str(model)!r:.200}: neither a folder nor a bundled model "
+        f"({known}){suggestion(str(model), bundled)}"
+    )
+
+
+def weights_sha256(folder: Path, files: Sequence[Path]) -> str:
+    """One SHA-256 for all weights: over the lines ``sha256  relative/path`` in sorted order.
+
+    The same text as ``sha256sum`` prints, so anybody can check it with ordinary tools.
+    """
+    names = sorted(path.relative_to(folder).as_posix() for path in files)
+    lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,73 @@
+"""The seed rule's noise; pictures to latents and back."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm_toolkit.errors import UserError
+from ldm_toolkit.latents import initial_noise, make_generators, pil_to_latents, pixels_to_pil
+from ldm_toolkit.pipeline import LatentPipeline
+
+SHAPE = (4, 8, 8)
+
+
+def test_noise_depends_on_the_own_seed_only() -> None:
+    batch = initial_noise([5, 6, 7], SHAPE)
+    assert batch.dtype == torch.float32
+    for index, seed in enumerate((5, 6, 7)):
+        alone = torch.randn((1, *SHAPE), generator=torch.Generator("cpu").manual_seed(seed))
+        assert torch.equal(batch[index : index + 1], alone)
+
+
+def test_generators_go_on_where_the_first_noise_ended() -> None:
+    generators = make_generators([5, 6])
+    assert torch.equal(initial_noise(generators, SHAPE), initial_noise([5, 6], SHAPE))
+    assert not torch.equal(initial_noise(generators, SHAPE), initial_noise([5, 6], SHAPE))
+
+
+def test_noise_ignores_the_default_dtype_and_generator() -> None:
+    expected = initial_noise([1], SHAPE)
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.manual_seed(0)
+        assert torch.equal(initial_noise([1], SHAPE), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_largest_seed() -> None:
+    assert initial_noise([2**64 - 1], SHAPE).shape == (1, *SHAPE)
+
+
+def test_levels_round_like_diffusers() -> None:
+    pixels = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.5, 1.0, 1.5]).reshape(1, 1, 1, 7)
+    image = pixels_to_pil(pixels.expand(1, 3, 1, 7))[0]
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 0, 128, 191, 255, 255]
+
+
+class TestPictures:
+    def test_mean_is_scaled(self, pipe: LatentPipeline) -> None:
+        image = Image.new("RGB", (64, 64), "red")
+        pixels = torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            mean = pipe.components.vae.encode(pixels).latent_dist.mean
+        assert torch.allclose(pipe.pil_to_latents(image), mean * 0.18215)
+
+    def test_drawn_with_a_generator_each(self, pipe: LatentPipeline) -> None:
+        images = [Image.new("RGB", (64, 64), color) for color in ("red", "green")]
+        both = pil_to_latents(images, pipe.components, make_generators([1, 2]))
+        alone = pil_to_latents(images[1:], pipe.components, make_generators([2]))
+        assert torch.equal(both[1:], alone)
+        assert not torch.equal(both, pil_to_latents(images, pipe.components))
+
+    def test_modes_are_converted(self, pipe: LatentPipeline) -> None:
+        gray = pipe.pil_to_latents(Image.new("L", (64, 64), 128))
+        assert torch.equal(gray, pipe.pil_to_latents(Image.new("RGB", (64, 64), (128,) * 3)))
+
+    @pytest.mark.parametrize(
+        "sizes", [[(65, 64)], [(64, 60)], [(64, 64), (64, 72)], []], ids=["w", "h", "two", "none"]
+    )
+    def test_sizes_that_do_not_fit(self, pipe: LatentPipeline, sizes: list) -> None:
+        with pytest.raises(UserError):
+            pipe.pil_to_latents([Image.new("RGB", size) for size in sizes])

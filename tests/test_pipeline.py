@@ -1,0 +1,355 @@
+"""LatentPipeline: the seed rule, streams, results, the parts."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm_toolkit import schedulers
+from ldm_toolkit.errors import LdmToolkitError, NumericalError, UserError
+from ldm_toolkit.guidance import combine
+from ldm_toolkit.images import pixels_sha256
+from ldm_toolkit.models.load import load_components
+from ldm_toolkit.pipeline import LatentPipeline, Run
+from ldm_toolkit.recipe import MAX_SEED, Recipe
+
+PROMPT = "a dog wearing a hat"
+NOISY = ["ddpm", "euler_a", "dpm2_a", "dpm++_2m_sde", "dpm++_sde", "lcm"]
+
+
+def drain(run: Run) -> torch.Tensor:
+    return list(run)[-1].latents
+
+
+def unet_batches(pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch size of every UNet call from now on."""
+    seen: list[int] = []
+    forward = type(pipe.components.unet).forward
+
+    def counting(self: Any, sample: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        seen.append(len(sample))
+        return forward(self, sample, *rest, **named)
+
+    monkeypatch.setattr(type(pipe.components.unet), "forward", counting)
+    return seen
+
+
+class TestSeedRule:
+    @pytest.mark.parametrize("name", ["ddim", *NOISY])
+    def test_image_k_of_seed_s_is_image_0_of_seed_s_plus_k(
+        self, pipe: LatentPipeline, name: str
+    ) -> None:
+        options: dict[str, Any] = {"steps": 4, "scheduler": name, "images_per_prompt": 3}
+        whole = drain(pipe.stream(PROMPT, seed=5, **options))
+        for k in range(3):
+            assert torch.equal(whole[k], drain(pipe.stream(PROMPT, seed=5 + k, **options))[0])
+
+    @pytest.mark.parametrize("name", NOISY)
+    def test_step_noise_does_not_depend_on_the_batch(self, pipe: LatentPipeline, name: str) -> None:
+        options: dict[str, Any] = {"steps": 4, "scheduler": name, "guidance": 2.0}
+        together = drain(pipe.stream(PROMPT, seed=8, images_per_prompt=3, **options))
+        for k in range(3):
+            alone = drain(pipe.stream(PROMPT, seed=8 + k, **options))
+            assert (together[k] - alone[0]).abs().max() < 1e-3 * together[k].abs().max()
+
+    def test_two_prompts_times_two_images(self, pipe: LatentPipeline) -> None:
+        result = pipe([PROMPT, "a cat"], images_per_prompt=2, seed=40, steps=2)
+        assert [recipe.prompt for recipe in result.recipes] == [PROMPT, PROMPT, "a cat", "a cat"]
+        assert [recipe.seed for recipe in result.recipes] == [40, 41, 42, 43]
+        assert len(result.images) == 4
+        assert result.latents.shape == (4, 4, 8, 8)
+        other = pipe(["a cat"] * 4, seed=40, steps=2)
+        assert torch.equal(other.latents[2:], result.latents[2:])
+        assert not torch.equal(other.latents[0], result.latents[0])
+
+    def test_random_seed_is_in_the_recipe(self, pipe: LatentPipeline) -> None:
+        first = pipe(PROMPT, steps=1)
+        assert 0 <= first.recipes[0].seed < 2**32
+        again = pipe(PROMPT, steps=1, seed=first.recipes[0].seed)
+        assert torch.equal(first.latents, again.latents)
+        assert pipe(PROMPT, steps=1).recipes[0].seed != first.recipes[0].seed
+
+    def test_last_seed(self, pipe: LatentPipeline) -> None:
+        assert pipe(PROMPT, steps=1, seed=MAX_SEED).recipes[0].seed == MAX_SEED
+        with pytest.raises(UserError, match="seed must be at most"):
+            pipe.stream(PROMPT, seed=MAX_SEED, images_per_prompt=2)
+
+
+class TestRun:
+    def test_steps_and_total(self, pipe: LatentPipeline) -> None:
+        for name, total in (("ddim", 5), ("pndm", 6), ("heun", 9), ("dpm2", 9), ("dpm2_a", 9)):
+            run = pipe.stream(PROMPT, steps=5, scheduler=name, seed=0)
+            assert run.total == total
+            steps = list(run)
+            assert [step.index for step in steps] == list(range(total))
+            assert all(step.total == total for step in steps)
+            assert all(step.latents.dtype == torch.float32 for step in steps)
+            assert all(step.denoised.shape == (1, 4, 8, 8) for step in steps)
+
+    def test_recipes_are_known_before_the_first_step(self, pipe: LatentPipeline) -> None:
+        run = pipe.stream(PROMPT, steps=2, seed=1)
+        assert run.recipes[0].seed == 1
+        assert run.recipes[0].pixels_sha256 is None
+
+    def test_result_before_the_end_is_an_error(self, pipe: LatentPipeline) -> None:
+        run = pipe.stream(PROMPT, steps=2, seed=1, scheduler="ddim")
+        for _ in range(2):
+            with pytest.raises(LdmToolkitError, match="before its end"):
+                _ = run.result
+            next(run)
+        assert next(run, None) is None
+        assert run.result is run.result
+        assert run.result.recipes[0].pixels_sha256 == pixels_sha256(run.result.images[0])
+
+    def test_call_is_a_loop_over_the_stream(self, pipe: LatentPipeline) -> None:
+        result = pipe(PROMPT, steps=3, seed=7)
+        run = pipe.stream(PROMPT, steps=3, seed=7)
+        assert torch.equal(drain(run), result.latents)
+        assert run.result.recipes == result.recipes
+
+    def test_previews(self, pipe: LatentPipeline) -> None:
+        step = next(pipe.stream(PROMPT, steps=2, seed=1, images_per_prompt=2))
+        assert [image.size for image in step.previews()] == [(64, 64)] * 2
+        assert step.preview().tobytes() == step.previews()[0].tobytes()
+
+    def test_last_preview_is_the_picture(self, pipe: LatentPipeline) -> None:
+        run = pipe.stream(PROMPT, steps=3, seed=1, scheduler="euler")
+        last = list(run)[-1]
+        difference = np.asarray(last.preview(), int) - np.asarray(run.result.images[0], int)
+        assert np.abs(difference).max() <= 1
+
+    def test_steps_are_frozen(self, pipe: LatentPipeline) -> None:
+        step = next(pipe.stream(PROMPT, steps=1, seed=1))
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            step.index = 3  # type: ignore[misc]
+
+    @pytest.mark.parametrize("name", ["dpm++_2m", "lms", "pndm", "heun", "ddpm"])
+    def test_two_streams_at_once(self, pipe: LatentPipeline, name: str) -> None:
+        """Interleaved runs of one pipeline give what they give one after the other."""
+        first: dict[str, Any] = {"steps": 5, "seed": 1, "scheduler": name, "guidance": 3.0}
+        second: dict[str, Any] = {"steps": 4, "seed": 2, "scheduler": "heun", "guidance": 1.0}
+        expected = drain(pipe.stream(PROMPT, **first)), drain(pipe.stream("a cat", **second))
+        one, two = pipe.stream(PROMPT, **first), pipe.stream("a cat", **second)
+        for _ in itertools.zip_longest(one, two):
+            pass
+        assert torch.equal(one.result.latents, expected[0])
+        assert torch.equal(two.result.latents, expected[1])
+
+    def test_generator_of_the_caller_is_not_touched(self, pipe: LatentPipeline) -> None:
+        torch.manual_seed(3)
+        before = torch.get_rng_state()
+        pipe(PROMPT, steps=2, seed=1, scheduler="euler_a")
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_grad_mode_of_the_caller_is_not_touched(self, pipe: LatentPipeline) -> None:
+        for step in pipe.stream(PROMPT, steps=2, seed=1):
+            assert torch.is_grad_enabled()
+            assert not step.latents.requires_grad
+
+
+class TestGuidance:
+    def test_one_batched_call_or_one_half(
+        self, pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = unet_batches(pipe, monkeypatch)
+        pipe(PROMPT, steps=2, seed=1, guidance=7.5, images_per_prompt=3)
+        assert seen == [6] * 3  # pndm: n + 1
+        seen.clear()
+        pipe(PROMPT, steps=2, seed=1, guidance=1.0, images_per_prompt=3)
+        assert seen == [3] * 3
+
+    def test_repeated_prompts_are_encoded_once(
+        self, pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls = []
+        encoder = type(pipe.components.text_encoder)
+        forward = encoder.forward
+
+        def counting(self: Any, ids: torch.Tensor, *rest: Any, **named: Any) -> Any:
+            calls.append(tuple(ids.shape))
+            return forward(self, ids, *rest, **named)
+
+        monkeypatch.setattr(encoder, "forward", counting)
+        pipe([PROMPT, "a cat", PROMPT], images_per_prompt=2, steps=1)
+        assert calls == [(1, 77)] * 3  # two prompts and the empty negative one
+
+    def test_negative_prompt_and_guidance_zero(self, pipe: LatentPipeline) -> None:
+        options: dict[str, Any] = {"steps": 2, "seed": 1, "scheduler": "ddim"}
+        negative = drain(pipe.stream(PROMPT, negative_prompt="a cat", guidance=0, **options))
+        alone = drain(pipe.stream("a cat", guidance=1, **options))
+        assert (negative - alone).abs().max() < 1e-4
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"width": 65}, "width must be a multiple of 8, not 65; the nearest is 64"),
+            ({"height": 70}, "height must be a multiple of 8, not 70; the nearest is 72"),
+            ({"width": 3}, "the nearest is 8"),
+            ({"steps": 0}, "steps must be a whole number from 1"),
+            ({"steps": 1000}, "steps must be at most 999 with pndm"),
+            ({"steps": 51, "scheduler": "lcm"}, "steps must be at most 50 with lcm"),
+            ({"scheduler": "eulr"}, "did you mean 'euler'"),
+            ({"guidance": float("nan")}, "guidance must be a number"),
+            ({"guidance_rescale": 1.5}, "guidance_rescale must be a number from 0 to 1"),
+            ({"seed": -1}, "seed must be"),
+            ({"images_per_prompt": 0}, "images_per_prompt must be"),
+            ({"images_per_prompt": True}, "images_per_prompt must be"),
+            ({"negative_prompt": "cat " * 200}, "tokens, .* more than the 75 that fit"),
+        ],
+    )
+    def test_wrong_options(self, pipe: LatentPipeline, options: dict, words: str) -> None:
+        with pytest.raises(UserError, match=words):
+            pipe.stream(PROMPT, **options)
+
+    @pytest.mark.parametrize("prompt", [[], 5, [PROMPT, 5], None, {"a": 1}])
+    def test_wrong_prompts(self, pipe: LatentPipeline, prompt: Any) -> None:
+        with pytest.raises(UserError, match="prompt"):
+            pipe.stream(prompt)
+
+    def test_all_problems_at_once(self, pipe: LatentPipeline) -> None:
+        with pytest.raises(UserError) as caught:
+            pipe.stream(PROMPT, steps=-1, guidance="x", seed=1.5)  # type: ignore[arg-type]
+        assert all(word in str(caught.value) for word in ("steps", "guidance", "seed"))
+
+    def test_sizes(self, pipe: LatentPipeline) -> None:
+        result = pipe(PROMPT, steps=1, width=40, height=72)
+        assert result.images[0].size == (40, 72)
+        assert result.latents.shape == (1, 4, 9, 5)
+        assert (result.recipes[0].width, result.recipes[0].height) == (40, 72)
+
+    def test_scheduler_by_web_ui_name(self, pipe: LatentPipeline) -> None:
+        run = pipe.stream(PROMPT, scheduler="DPM++ 2M Karras", steps=1)
+        assert run.recipes[0].scheduler == "dpm++_2m_karras"
+        assert run.recipes[0].scheduler_config["use_karras_sigmas"] is True
+
+    def test_default_scheduler(self, tiny_model: Path) -> None:
+        pipe = LatentPipeline.from_pretrained(
+            tiny_model, device="cpu", dtype="float32", scheduler="Euler a"
+        )
+        assert pipe.stream(PROMPT, steps=1).recipes[0].scheduler == "euler_a"
+        with pytest.raises(UserError, match="no scheduler"):
+            LatentPipeline.from_pretrained(tiny_model, scheduler="nope")
+
+    def test_recipe_makes_the_picture_again(self, pipe: LatentPipeline) -> None:
+        result = pipe(PROMPT, steps=2, negative_prompt="a cat", guidance_rescale=0.5)
+        recipe = Recipe.from_json(result.recipes[0].to_json())
+        again = pipe(
+            recipe.prompt,
+            negative_prompt=recipe.negative_prompt,
+            steps=recipe.steps,
+            guidance=recipe.guidance,
+            guidance_rescale=recipe.guidance_rescale,
+            seed=recipe.seed,
+            width=recipe.width,
+            height=recipe.height,
+            scheduler=recipe.scheduler,
+        )
+        assert again.recipes[0] == recipe
+
+    @pytest.mark.parametrize("name", schedulers.names())
+    def test_recipes_of_every_scheduler_are_json(self, pipe: LatentPipeline, name: str) -> None:
+        recipe = pipe.stream(PROMPT, scheduler=name, steps=1, seed=1).recipes[0]
+        assert Recipe.from_json(recipe.to_json()) == recipe
+
+    def test_recipe_knows_the_machine(self, pipe: LatentPipeline) -> None:
+        recipe = pipe.stream(PROMPT, steps=1).recipes[0]
+        assert recipe.threads == torch.get_num_threads()
+        assert recipe.dtype == "float32"
+        assert recipe.memory_format == "contiguous"
+        assert recipe.model == pipe.identity.as_dict()
+        assert recipe.versions["torch"] == torch.__version__
+
+
+class TestParts:
+    def test_shapes(self, wide_model: Path) -> None:
+        pipe = LatentPipeline.from_pretrained(wide_model, device="cpu", dtype="float32")
+        assert pipe.encode_prompt(PROMPT).shape == (1, 77, 768)
+        assert pipe.encode_prompt([PROMPT, "a cat"]).shape == (2, 77, 768)
+        images = [Image.new("RGB", (64, 48), color) for color in ("red", "blue")]
+        latents = pipe.pil_to_latents(images)
+        assert latents.shape == (2, 4, 6, 8)
+        assert pipe.decode_latents(latents).shape == (2, 3, 48, 64)
+        assert [image.size for image in pipe.latents_to_pil(latents)] == [(64, 48)] * 2
+        noise = pipe.predict_noise(latents, 500, pipe.encode_prompt([PROMPT] * 2))
+        assert noise.shape == latents.shape
+
+    def test_the_teaching_loop_gives_the_same_latents(self, pipe: LatentPipeline) -> None:
+        """Tokenize, embed, noise from a seed, UNet, guidance, scheduler step: by hand."""
+        expected = pipe(PROMPT, steps=6, seed=9, scheduler="lms", guidance=4.0).latents
+        embeddings = torch.cat([pipe.encode_prompt(""), pipe.encode_prompt(PROMPT)])
+        scheduler = pipe.make_scheduler("lms")
+        scheduler.set_timesteps(6)
+        latents = pipe.initial_noise(9, 64, 64) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            model_input = scheduler.scale_model_input(torch.cat([latents] * 2), t)
+            negative, positive = pipe.predict_noise(model_input, t, embeddings).chunk(2)
+            latents = scheduler.step(combine(negative, positive, 4.0), t, latents).prev_sample
+        assert torch.equal(latents, expected)
+
+    def test_add_noise(self, pipe: LatentPipeline) -> None:
+        latents, noise = torch.ones(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
+        noisy = pipe.add_noise(latents, noise, torch.tensor([0, 999]))
+        alphas = schedulers.create("ddim", pipe.components.scheduler_config).alphas_cumprod
+        assert torch.allclose(noisy[:, 0, 0, 0], alphas[[0, 999]] ** 0.5)
+
+    def test_pictures_do_not_depend_on_neighbours(self, pipe: LatentPipeline) -> None:
+        latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        together = pipe.decode_latents(latents)
+        for index in range(3):
+            assert torch.equal(together[index], pipe.decode_latents(latents[index : index + 1])[0])
+
+
+class TestDtypes:
+    def test_bfloat16_runs(self, tiny_model: Path) -> None:
+        pipe = LatentPipeline.from_pretrained(tiny_model, device="cpu", dtype="bf16")
+        assert pipe.components.memory_format == "channels_last"
+        run = pipe.stream(PROMPT, steps=3, seed=1, images_per_prompt=2)
+        assert all(step.latents.dtype == torch.float32 for step in run)
+        recipe = run.result.recipes[0]
+        assert (recipe.dtype, recipe.memory_format) == ("bfloat16", "channels_last")
+        again = pipe(PROMPT, steps=3, seed=1, images_per_prompt=2)
+        assert torch.equal(again.latents, run.result.latents)
+
+    def test_bfloat16_follows_float32(self, pipe: LatentPipeline, tiny_model: Path) -> None:
+        half = LatentPipeline.from_pretrained(tiny_model, device="cpu", dtype="bf16")
+        options: dict[str, Any] = {"steps": 4, "seed": 1, "guidance": 2.0, "scheduler": "ddim"}
+        expected = pipe(PROMPT, **options).latents
+        difference = (half(PROMPT, **options).latents - expected).abs().mean()
+        assert difference < 0.03 * expected.abs().mean()
+
+    def test_nan_is_an_error_with_the_step(
+        self, model_factory: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = model_factory()
+        pipe = LatentPipeline(load_components(folder, device="cpu", dtype="float32"))
+        with torch.no_grad():
+            pipe.components.unet.conv_out.bias[0] = torch.nan
+        with pytest.raises(NumericalError, match=r"step 1 of 3 in float32.*weights"):
+            pipe(PROMPT, steps=3, scheduler="ddim")
+
+    def test_a_failed_run_has_no_result(self, tiny_model: Path) -> None:
+        pipe = LatentPipeline(load_components(tiny_model, device="cpu", dtype="bf16"))
+        run = pipe.stream(PROMPT, steps=3, scheduler="ddim")
+        next(run)
+        with torch.no_grad():
+            pipe.components.unet.conv_out.bias[0] = torch.inf
+        with pytest.raises(NumericalError, match=r"step 2 of 3 in bfloat16.*dtype float32"):
+            next(run)
+        assert next(run, None) is None
+        with pytest.raises(LdmToolkitError, match="before its end"):
+            _ = run.result
+
+    def test_nan_of_the_vae_is_an_error(self, tiny_model: Path) -> None:
+        pipe = LatentPipeline(load_components(tiny_model, device="cpu", dtype="float32"))
+        with torch.no_grad():
+            pipe.components.vae.decoder.conv_out.bias[0] = torch.inf
+        with pytest.raises(NumericalError, match=r"VAE.*float32"):
+            pipe(PROMPT, steps=1)
