@@ -1,0 +1,187 @@
+"""``ldm-gen``: a prompt in, a PNG that remembers how it was made out.
+
+Only levels 0 and 1 are imported before the command line is parsed and checked, so that --help
+and every mistake answer at once. stdout is data (a path a line), stderr is for the person.
+"""
+
+import dataclasses
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm_toolkit.cli.options import parse
+from ldm_toolkit.cli.output import Destination, steps_folder
+from ldm_toolkit.cli.request import Request, check
+from ldm_toolkit.cli.terminal import Stop, Stopped, follow, note, stoppable, to_stdout
+from ldm_toolkit.errors import CannotWrite, LdmToolkitError
+from ldm_toolkit.files import staged_directory
+
+if TYPE_CHECKING:
+    from ldm_toolkit.denoise import Step
+    from ldm_toolkit.pipeline import LatentPipeline, Result
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ldm-gen`` with ``argv`` (default: the process's own) and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug = "--debug" in ours
+    with stoppable() as stop:
+        try:
+            request = check(parse(arguments))
+            _prepare_process(request, debug=debug)
+            _generate(request, stop)
+            return 0
+        except SystemExit as exit_:  # --help, --version, --list-...
+            return exit_.code if isinstance(exit_.code, int) else 0
+        except (Stopped, KeyboardInterrupt):
+            note("stopped")
+            return stop.code or 130
+        except Exception as error:  # noqa: BLE001 - the last place where it can become one line
+            if stop.code is not None:  # a library made another error of the signal
+                note("stopped")
+                return stop.code
+            if debug:
+                traceback.print_exc()
+            return _report(error, debug=debug)
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    """Say what happened in one line; return the exit code."""
+    if isinstance(error, LdmToolkitError):
+        code, text = error.exit_code, str(error)
+    elif _out_of_memory(error):
+        code = 1
+        text = (
+            "out of memory; try a smaller --width and --height (or --dim), --dtype bfloat16, "
+            "or --device cpu"
+        )
+    else:
+        code, text = 1, f"unexpected {type(error).__name__}: {error}"
+        if not debug:
+            text += "; run again with --debug for the traceback"
+    note(f"error: {text}")
+    return code
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether ``error`` is one of the forms that running out of memory takes in torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    )
+
+
+def _prepare_process(request: Request, *, debug: bool) -> None:
+    """Settle what libraries read when they are imported: no network, no code of strangers."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if request.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(request.threads)
+    if debug:
+        logging.basicConfig(level=logging.INFO)
+        return
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["TRANSFORMERS_VERBOSITY"] = os.environ["DIFFUSERS_VERBOSITY"] = "error"
+    warnings.simplefilter("ignore")
+    logging.basicConfig(level=logging.ERROR, format="ldm-gen: %(message)s")
+    if not request.quiet:
+        logging.getLogger("ldm_toolkit").setLevel(logging.WARNING)
+
+
+def _generate(request: Request, stop: Stop) -> None:
+    """Load the model and make the pictures one after the other.
+
+    One at a time, each is on the disk as soon as it is done, memory does not grow with -n, and
+    every picture has the bits that it would have alone.
+    """
+    started = time.monotonic()
+    if not request.quiet:
+        note(f"loading {request.model}")
+    from ldm_toolkit.pipeline import LatentPipeline
+
+    if request.threads is not None:
+        import torch
+
+        torch.set_num_threads(request.threads)
+    pipe = LatentPipeline.from_pretrained(request.model, device=request.device, dtype=request.dtype)
+    for index in range(request.count):
+        to_stdout(str(_picture(pipe, request, index, stop)))
+    if not request.quiet:
+        note(f"done in {time.monotonic() - started:.1f} s")
+
+
+def _picture(pipe: "LatentPipeline", request: Request, index: int, stop: Stop) -> Path:
+    """Make and write one picture; return where it is."""
+    seed = request.seed + index
+    arguments = dataclasses.asdict(request.options) | {"seed": seed}
+    run = pipe.stream(arguments.pop("prompt"), **arguments)
+    path = request.destination.path(seed)
+    label = "drawing" if request.count == 1 else f"picture {index + 1}/{request.count}"
+    steps: Iterable[Step] = stop.between(run)
+    if not request.quiet:
+        steps = follow(steps, run.total, label)
+    if request.every is None:
+        for _ in steps:
+            pass
+        return _write(run.result, path, request.destination, seed)
+    # The folder gets its name when the picture has, so that an interruption leaves neither.
+    with staged_directory(steps_folder(path)) as folder:
+        _save_intermediates(steps, folder, request.every)
+        path = _write(run.result, path, request.destination, seed)
+    if not request.quiet:
+        note(f"intermediates in {steps_folder(path)}")
+    return path
+
+
+def _write(result: "Result", path: Path, place: Destination, seed: int) -> Path:
+    """Write the picture; when another process took the name meanwhile, under the next one."""
+    from ldm_toolkit.images import save_image
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"cannot make the folder {path.parent}: {error.strerror}") from error
+    while True:
+        try:
+            save_image(result.images[0], path, result.recipes[0], overwrite=place.overwrite)
+        except CannotWrite as error:
+            if not isinstance(error.__cause__, FileExistsError):
+                raise
+            path = place.path(seed)  # raises for a name that the person chose
+        else:
+            return path
+
+
+def _save_intermediates(steps: "Iterable[Step]", folder: Path, every: int) -> None:
+    """Write the decoded prediction of each ``every``-th step and the last, and a contact sheet."""
+    from ldm_toolkit.images import contact_sheet, save_image
+
+    thumbnails, labels = [], []
+    for step in steps:
+        number = step.index + 1
+        if number % every and number != step.total:
+            continue
+        picture = step.preview()
+        save_image(picture, folder / f"step-{number:04d}.png", overwrite=True)
+        picture.thumbnail((192, 192))
+        thumbnails.append(picture)
+        labels.append(f"step {number}")
+    save_image(contact_sheet(thumbnails, labels), folder / "contact-sheet.png", overwrite=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""The options of ``ldm-gen``: one definition each, the picture's own out of GenerateOptions."""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import importlib.metadata
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from ldm_toolkit import schedulers
+from ldm_toolkit.cli.terminal import to_stdout
+from ldm_toolkit.errors import UserError
+from ldm_toolkit.models import identity
+from ldm_toolkit.recipe import GenerateOptions
+
+__all__ = ["DTYPES", "build_parser", "flag", "kind_of", "parse"]
+
+_EXAMPLES = """\
+examples:
+  ldm-gen "a dog wearing hat" --seed 42            the picture's name is printed
+  ldm-gen "a red car" -n 4 --seed 1 -o cars/       four pictures, seeds 1 to 4, in cars/
+  ldm-gen "a cat" --negative "night" --steps 30 --scheduler dpm++_2m
+  ldm-gen "a bear" --dim 256 --save-intermediates 10    how it comes out of the noise
+  ldm-gen "a house" --model ./my-model -o house.png     a model folder of your own
+  ldm-gen -- "--a prompt that begins with a dash"
+
+exit codes: 0 done, 1 failed, 2 wrong use or bad input, 74 cannot write, 130 and 143 stopped
+"""
+
+# Flags whose name is not the field's own.
+_FLAGS = {"negative_prompt": "--negative"}
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line, with advice."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError in place of usage and exit."""
+        if "required: PROMPT" in message:
+            message = 'say what to draw: ldm-gen "a dog wearing hat" (--help shows more)'
+        raise UserError(message.removeprefix("argument "))
+
+    def refuse_unknown(self, arguments: Sequence[str]) -> None:
+        """Name every unknown option, with the known one that it resembles."""
+        known = list(self._option_string_actions)
+        problems = []
+        for word in arguments:
+            if word == "--":
+                break
+            name = word.split("=", 1)[0]
+            short = not word.startswith("--") and word[:2] in known
+            if not word.startswith("-") or word == "-" or name in known or short:
+                continue
+            if " " in name or re.fullmatch(r"-\d+|-\d*\.\d+", word):
+                continue  # argparse takes these as values
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "--help lists them all"
+            problems.append(f"unknown option {name}; {hint}")
+        if problems:
+            raise UserError(
+                f"{'; '.join(problems)} (a prompt that begins with '-' goes after --, "
+                "another value behind =)"
+            )
+
+
+class _Print(argparse.Action):
+    """An option that prints something and ends, such as --list-models."""
+
+    def __init__(
+        self,
+        option_strings: Sequence[str],
+        dest: str,
+        *,
+        text: Callable[[], str],
+        help: str | None = None,
+    ) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+        self.text = text
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        """Print and exit."""
+        to_stdout(self.text())
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``ldm-gen``. Values stay text: `check` reads them, to report all at once."""
+    parser = _Parser(
+        prog="ldm-gen",
+        usage="ldm-gen PROMPT [options]",
+        description="Draw a picture from a text prompt with a latent diffusion model. Works "
+        "offline: the model 'storybook' comes with the package.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="what to draw, in quotes")
+    _add_picture_options(parser.add_argument_group("the picture"))
+    _add_machine_options(parser.add_argument_group("model and machine"))
+    _add_output_options(parser.add_argument_group("output"))
+    _add_information(parser.add_argument_group("information"))
+    return parser
+
+
+def _add_picture_options(group: argparse._ArgumentGroup) -> None:
+    for field in dataclasses.fields(GenerateOptions):
+        if field.name == "prompt":
+            continue
+        group.add_argument(
+            flag(field.name),
+            dest=field.name,
+            metavar=_metavar(field.name),
+            help=field.metadata["help"].replace("%", "%%") + _default(field.default),
+        )
+    group.add_argument("--dim", metavar="PIXELS", help="width and height in one")
+    group.add_argument(
+        "-n",
+        "--num-images",
+        dest="count",
+        metavar="N",
+        default="1",
+        help="how many pictures, with the seeds S, S+1, ... (default: 1)",
+    )
+
+
+def _add_machine_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--model",
+        default="storybook",
+        metavar="NAME|FOLDER",
+        help="a bundled model or a folder in the diffusers layout (default: storybook)",
+    )
+    group.add_argument(
+        "--device",
+        default="auto",
+        metavar="DEVICE",
+        help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)",
+    )
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="DTYPE",
+        help=f"{', '.join(DTYPES)} (default: auto, what the hardware computes fast)",
+    )
+    group.add_argument("--threads", metavar="N", help="processor threads (default: torch's choice)")
+
+
+def _add_output_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE.png|FOLDER/",
+        help="where to put the picture (default: PROMPT-SEED.png in the current folder)",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    group.add_argument(
+        "--save-intermediates",
+        dest="every",
+        metavar="EVERY",
+        help="also write what the model sees at each EVERY-th step, and a contact sheet, "
+        "into PICTURE-steps/",
+    )
+    group.add_argument("--quiet", action="store_true", help="no progress; errors only")
+
+
+def _add_information(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-h", "--help", action="help", help="show this and exit")
+    group.add_argument(
+        "--list-models", action=_Print, text=_list_models, help="names of the bundled models"
+    )
+    group.add_argument(
+        "--list-schedulers", action=_Print, text=_list_schedulers, help="names for --scheduler"
+    )
+    group.add_argument("--version", action=_Print, text=_versions, help="versions in use")
+    group.add_argument("--debug", action="store_true", help="tracebacks and library warnings")
+
+
+def flag(name: str) -> str:
+    """The flag of a field of GenerateOptions: ``negative_prompt`` -> ``--negative``."""
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))
+
+
+def _metavar(name: str) -> str:
+    kinds = {"negative_prompt": "TEXT", "scheduler": "NAME", "width": "PIXELS", "height": "PIXELS"}
+    return kinds.get(name, "N" if kind_of(name) is int else "X")
+
+
+def kind_of(name: str) -> type:
+    """int, float or str: what a field of GenerateOptions holds when it is given."""
+    hint = typing.get_type_hints(GenerateOptions)[name]
+    members = [member for member in typing.get_args(hint) if member is not type(None)]
+    kind: type = members[0] if members else hint
+    return kind
+
+
+def _default(value: object) -> str:
+    return "" if value is None or value == "" else f" (default: {value})"
+
+
+def _list_models() -> str:
+    return "\n".join(identity.bundled_models())
+
+
+def _list_schedulers() -> str:
+    return "\n".join(f"{name}\t{about}" for name, about in schedulers.describe())
+
+
+def _versions() -> str:
+    """One line: ours, and what decides over bits."""
+    found = []
+    for name in ("ldm-toolkit", "torch", "diffusers", "transformers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join([*found, f"Python {sys.version.split()[0]}"])
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Take the words apart; no value is looked at yet. Raises UserError."""
+    parser = build_parser()
+    if isinstance(parser, _Parser):
+        parser.refuse_unknown(arguments)
+    namespace, extra = parser.parse_known_args(arguments)
+    if extra:
+        raise UserError(
+            f"{len(extra)} word(s) too many, the first is {extra[0]!r}; put the prompt in "
+            'quotes: ldm-gen "a dog wearing hat"'
+        )
+    return namespace

@@ -1,0 +1,82 @@
+"""Runs ``ldm-gen`` inside the test process, on a tiny model, and puts back what it changes."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ldm_toolkit.cli.generate import main
+from ldm_toolkit.pipeline import LatentPipeline
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left on its way out."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def paths(self) -> list[Path]:
+        """The pictures that stdout names."""
+        return [Path(line) for line in self.out.splitlines()]
+
+
+@contextlib.contextmanager
+def process_state_kept() -> Iterator[None]:
+    """Restore environment, logging and threads: a command line may set them, a test run not."""
+    root, ours = logging.getLogger(), logging.getLogger("ldm_toolkit")
+    before = dict(os.environ), list(root.handlers), root.level, ours.level, torch.get_num_threads()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before[0])
+        root.handlers[:] = before[1]
+        root.setLevel(before[2])
+        ours.setLevel(before[3])
+        torch.set_num_threads(before[4])
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, two levels deep, so that ``..`` stays inside tmp_path."""
+    folder = tmp_path / "outer" / "work"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def ldm_gen(
+    workdir: Path,
+    tiny_model: Path,
+    pipe: LatentPipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Callable[..., Outcome]:
+    """``ldm_gen("a dog", "--steps", 2)``: the command in this process, the model loaded once."""
+
+    def loaded(model: str, **_: Any) -> LatentPipeline:
+        return pipe
+
+    monkeypatch.setattr(LatentPipeline, "from_pretrained", loaded)
+
+    def run(*arguments: object, model: Path | None = tiny_model) -> Outcome:
+        words = [str(argument) for argument in arguments]
+        if model is not None:
+            words = ["--model", str(model), *words]
+        capfd.readouterr()
+        with process_state_kept():
+            code = main(words)
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
