@@ -42,7 +42,9 @@ def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = True) -> No
             beside.unlink(missing_ok=True)
         fsync_directory(path.parent)
     except FileExistsError as error:
-        raise CannotWrite(f"{path} exists already; choose another name or pass --overwrite") from error
+        raise CannotWrite(
+            f"{path} exists already; choose another name or pass --overwrite"
+        ) from error
     except OSError as error:
         raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -108,7 +110,12 @@ def contained_path(root: str | Path, name: str) -> Path:
     Raises ModelError.
     """
     parts = name.replace("\\", "/").split("/")
-    if not name or "\0" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
+    if (
+        not name
+        or "\0" in name
+        or ":" in parts[0]
+        or any(part in ("", ".", "..") for part in parts)
+    ):
         raise ModelError(f"{name!r} is not a plain relative path inside {Path(root).name}")
     path = Path(root, *parts)
     if not path.resolve().is_relative_to(Path(root).resolve()):
