@@ -1,0 +1,58 @@
+"""The last stage: a trained model becomes package data, float16 and without paths.
+
+python examples/storybook/bundle.py runs/storybook/unet_512 --revision 1
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+
+from ldm_toolkit.files import staged_directory, write_atomic
+
+BUNDLED = Path(__file__).parents[2] / "ldm_toolkit" / "models" / "bundled"
+WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model"}
+WEIGHTS["vae"] = WEIGHTS["unet"]
+PRIVATE = ("_name_or_path", "dtype", "torch_dtype")
+
+
+def copy_component(source: Path, target: Path, stem: str) -> None:
+    """Weights as float16 and the configuration without the path that it was loaded from."""
+    target.mkdir()
+    tensors = load_file(source / f"{stem}.safetensors")
+    halves = {name: value.to(torch.float16) for name, value in tensors.items()}
+    write_atomic(target / f"{stem}.safetensors", save(halves, metadata={"format": "pt"}))
+    config = json.loads((source / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in PRIVATE}
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def bundle(model: Path, name: str, revision: str) -> Path:
+    """Write the folder of the bundled model and return it."""
+    target = BUNDLED / name
+    card = target / "README.md"
+    text = card.read_text() if card.is_file() else None
+    with staged_directory(target) as staging:
+        for component, stem in WEIGHTS.items():
+            copy_component(model / component, staging / component, stem)
+        for folder in ("tokenizer", "scheduler"):
+            shutil.copytree(model / folder, staging / folder)
+        shutil.copy(model / "model_index.json", staging)
+        defaults = {"scheduler": "ddim", "guidance_rescale": 0.0, "width": 512, "height": 512}
+        about = {"name": name, "revision": revision, "defaults": defaults}
+        (staging / "ldm_toolkit.json").write_text(json.dumps(about, indent=2) + "\n")
+        if text is not None:
+            (staging / "README.md").write_text(text)
+    return target
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="folder of the trained model")
+    parser.add_argument("--name", default="storybook")
+    parser.add_argument("--revision", required=True)
+    options = parser.parse_args()
+    print(bundle(options.model, options.name, options.revision))

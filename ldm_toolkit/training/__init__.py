@@ -1,0 +1,1 @@
+"""Training from scratch and fine-tuning through Accelerate: one loop and small methods."""

@@ -1,0 +1,67 @@
+"""Latent moments and text embeddings, computed once and kept in sharded safetensors.
+
+A shard appears under its name only when it is whole, so a killed run goes on where it was. The
+folder's name is a hash of the data, its preparation and the model's weights.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ldm_toolkit.files import write_atomic
+
+__all__ = ["cached_rows", "module_hash"]
+
+logger = logging.getLogger(__name__)
+_SHARD = 256
+
+
+def module_hash(module: nn.Module) -> str:
+    """SHA-256 over a module's tensors in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def cached_rows(
+    folder: Path, key: str, length: int, compute: Callable[[Sequence[int]], Tensor], label: str
+) -> Tensor:
+    """Rows 0 .. length - 1 of ``compute`` as one float16 tensor, from the cache where it has them.
+
+    ``compute`` gets up to 8 indices and returns a tensor with one row each. Raises CannotWrite.
+    """
+    home = folder / f"{label}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    home.mkdir(parents=True, exist_ok=True)
+    shards = []
+    starts = range(0, length, _SHARD)
+    for start in tqdm(starts, desc=f"caching {label}", unit="shard", disable=len(starts) < 2):
+        path = home / f"{start:08d}.safetensors"
+        indices = range(start, min(start + _SHARD, length))
+        shard = _read(path, len(indices))
+        if shard is None:
+            rows = [compute(indices[i : i + 8]) for i in range(0, len(indices), 8)]
+            shard = torch.cat(rows).to(torch.float16).contiguous()
+            write_atomic(path, save({"rows": shard}))
+        shards.append(shard)
+    return torch.cat(shards)
+
+
+def _read(path: Path, length: int) -> Tensor | None:
+    """The rows of a shard, or None where it has to be computed."""
+    if not path.is_file():
+        return None
+    try:
+        rows = load_file(path)["rows"]
+    except (SafetensorError, KeyError) as error:
+        logger.warning("cached shard %s is damaged (%s); computing it again", path, error)
+        return None
+    return rows if len(rows) == length else None

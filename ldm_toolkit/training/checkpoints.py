@@ -1,0 +1,134 @@
+"""Checkpoints that are whole or not there, without pickles.
+
+``OUTPUT/checkpoints/step-00000500/`` holds weights.safetensors, ema.safetensors,
+optimizer.safetensors, state.json and, written last, manifest.json with sizes and SHA-256.
+"""
+
+import json
+import logging
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ldm_toolkit.errors import CannotWrite, ModelError
+from ldm_toolkit.files import sha256_file, staged_directory
+
+__all__ = [
+    "Checkpoint",
+    "latest",
+    "named_state",
+    "optimizer_tensors",
+    "prune",
+    "restore_optimizer",
+    "save",
+]
+
+logger = logging.getLogger(__name__)
+_NAME = re.compile(r"step-(\d{8})")
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, ModelError)
+
+
+@dataclass
+class Checkpoint:
+    """Tensors by group (weights, ema, optimizer, ...) and the scalars of a run."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint below ``folder``; its name appears only when it is whole.
+
+    Raises CannotWrite.
+    """
+    final = folder / f"step-{checkpoint.step:08d}"
+    try:
+        with staged_directory(final) as staging:
+            for group, tensors in checkpoint.tensors.items():
+                whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+                save_file(whole, staging / f"{group}.safetensors")
+            state = {"step": checkpoint.step, **checkpoint.state}
+            (staging / "state.json").write_text(json.dumps(state, indent=1))
+            manifest = {
+                file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+                for file in sorted(staging.iterdir())
+            }
+            (staging / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    except SafetensorError as error:  # what safetensors raises on a full disk
+        raise CannotWrite(f"cannot write {final}: {error}") from error
+    return final
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint; damaged ones are named in the log and passed over."""
+    if not folder.is_dir():
+        return None
+    steps = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    for path in sorted(steps, reverse=True):
+        try:
+            return _load(path)
+        except _DAMAGE as error:
+            logger.warning("checkpoint %s is damaged (%s); using the one before", path.name, error)
+    return None
+
+
+def _load(path: Path) -> Checkpoint:
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name, entry in manifest.items():
+        file = path / Path(name).name
+        if file.stat().st_size != entry["bytes"] or sha256_file(file) != entry["sha256"]:
+            raise ModelError(f"{name} does not match its manifest")
+    state = json.loads((path / "state.json").read_text())
+    groups = [name for name in manifest if name.endswith(".safetensors")]
+    tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in groups}
+    return Checkpoint(step=state.pop("step"), tensors=tensors, state=state)
+
+
+def prune(folder: Path, keep: int, newest: int) -> None:
+    """Keep the checkpoint of step ``newest`` and those before it, ``keep`` together.
+
+    Later ones were damaged or belong to a run that was started again: they would come first at
+    the next resume. What killed runs left beside them goes too.
+    """
+    for leftover in [*folder.glob(".step-*.tmp"), *folder.glob(".step-*.old")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    found = {
+        int(match[1]): path for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))
+    }
+    staying = sorted(step for step in found if step <= newest)[-keep:]
+    for step in found.keys() - set(staying):
+        shutil.rmtree(found[step], ignore_errors=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimiser as named tensors: ``{parameter index}.{state name}``."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put the tensors of ``optimizer_tensors`` back."""
+    whole = optimizer.state_dict()
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    whole["state"] = state
+    optimizer.load_state_dict(whole)
+
+
+def named_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state as tensors that no later step changes."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}

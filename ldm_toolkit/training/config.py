@@ -1,0 +1,202 @@
+"""The options of the training commands: one dataclass is the command line, the YAML and the help.
+
+Level 1: no torch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ldm_toolkit.errors import UserError
+
+__all__ = ["LoopConfig", "TextEncoderConfig", "UNetConfig", "VAEConfig"]
+
+
+@dataclass(kw_only=True)
+class LoopConfig:
+    """Options that every training command has.
+
+    Attributes:
+        output: Folder for the trained model, the checkpoints, metrics.jsonl and sample pictures.
+        steps: Optimiser steps of the whole run.
+        batch_size: Samples a step and process.
+        lr: Learning rate at its peak.
+        lr_schedule: Shape of the learning rate over the run.
+        warmup: Steps of linear warm-up.
+        weight_decay: AdamW's decoupled weight decay.
+        max_grad_norm: Gradients longer than this are shortened to it.
+        ema: Decay of the moving average of the weights; 0 switches it off.
+        seed: Everything random is a function of this and of the position in the run.
+        mixed_precision: bf16 computes in bfloat16 with float32 weights.
+        threads: CPU threads of each process; 0 shares the usable cores among local processes.
+        checkpoint_every: Steps between checkpoints; one is also written at the end and at SIGTERM.
+        keep: Checkpoints that stay, at least 2.
+        sample_every: Steps between sample pictures; 0 for none.
+        resume: Go on from the newest whole checkpoint in OUTPUT/checkpoints where there is one.
+        compile: Compile the trained network with torch.compile.
+    """
+
+    output: str
+    steps: int = 1000
+    batch_size: int = 8
+    lr: float = 1e-4
+    lr_schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup: int = 50
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    threads: int = 0
+    checkpoint_every: int = 500
+    keep: int = 2
+    sample_every: int = 0
+    resume: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        """Report every contradiction at once, naming the option. Raises UserError."""
+        problems = self.problems()
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def problems(self) -> list[str]:
+        """What is wrong with the options, one line each."""
+        found = []
+        for name in ("steps", "batch_size", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                found.append(f"--{name.replace('_', '-')} must be at least 1")
+        for name in ("seed", "warmup", "threads", "sample_every", "weight_decay"):
+            if not getattr(self, name) >= 0:  # NaN neither
+                found.append(f"--{name.replace('_', '-')} must not be negative")
+        if not 0 < self.lr < float("inf"):
+            found.append("--lr must be positive")
+        if not self.max_grad_norm > 0:
+            found.append("--max-grad-norm must be positive")
+        if self.keep < 2:
+            found.append("--keep must be at least 2: the newest may be damaged")
+        if not 0 <= self.ema < 1:
+            found.append("--ema must be at least 0 and below 1")
+        return found
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where pictures and captions come from.
+
+    Attributes:
+        data: Image folder with metadata.jsonl, metadata.csv or .txt captions, or "storybook" for
+            scenes drawn on the fly.
+        count: Scenes of "storybook".
+        size: Height and width in pixels that pictures are brought to.
+    """
+
+    data: str
+    count: int = 4000
+    size: int = 512
+
+    def data_problems(self) -> list[str]:
+        """What is wrong with the data options, one line each."""
+        found = []
+        if self.size < 64 or self.size % 8:
+            found.append("--size must be a multiple of 8 and at least 64")
+        if self.count < 1:
+            found.append("--count must be at least 1")
+        return found
+
+
+@dataclass(kw_only=True)
+class UNetConfig(LoopConfig, DataConfig):
+    """Train the UNet to predict noise.
+
+    Attributes:
+        model: Model to start from: a bundled name or a folder in the diffusers layout.
+        from_config: Folder of component configurations: the UNet starts with fresh weights, and
+            model is not used.
+        vae: Folder with another VAE than the model's.
+        text_encoder: Folder with another tokenizer and text encoder than the model's.
+        method: What is trained.
+        caption_dropout: Share of captions replaced by the empty one, for guidance.
+        min_snr_gamma: Clamp of min-SNR loss weighting; 0 switches it off.
+        captions: Captions an image of "storybook".
+        cache: Folder of the latent and embedding cache; default OUTPUT/cache.
+        sample_prompts: Prompts of the sample pictures.
+    """
+
+    model: str = "storybook"
+    from_config: str | None = None
+    vae: str | None = None
+    text_encoder: str | None = None
+    method: Literal["full"] = "full"
+    caption_dropout: float = 0.1
+    min_snr_gamma: float = 0.0
+    captions: int = 3
+    cache: str | None = None
+    sample_prompts: list[str] = field(default_factory=lambda: ["a dog wearing hat"])
+
+    def problems(self) -> list[str]:
+        """What is wrong with the options, one line each."""
+        found = super().problems() + self.data_problems()
+        if self.from_config is not None and not (self.vae and self.text_encoder):
+            found.append("--from-config needs --vae and --text-encoder")
+        if not 0 <= self.caption_dropout <= 1:
+            found.append("--caption-dropout must lie between 0 and 1")
+        if not self.min_snr_gamma >= 0:
+            found.append("--min-snr-gamma must not be negative")
+        if self.captions < 1:
+            found.append("--captions must be at least 1")
+        return found
+
+
+@dataclass(kw_only=True)
+class VAEConfig(LoopConfig, DataConfig):
+    """Train the autoencoder to reconstruct pictures.
+
+    Attributes:
+        model: Model to start from: a bundled name or a folder in the diffusers layout.
+        from_config: Folder of component configurations: the VAE starts with fresh weights, and
+            model is not used.
+        train: decoder keeps the latents, so every UNet goes on working; all changes them.
+        crop: Side of the random square crops in pixels, a multiple of 8.
+        crops: Crops taken from each picture in a row.
+        kl_weight: Weight of the KL term an element.
+        gradient_weight: Weight of the L1 distance between image gradients, which sharpens edges.
+        adversarial_weight: Weight of the PatchGAN term relative to the reconstruction's gradient.
+        adversarial_start: Step from which the PatchGAN term counts.
+    """
+
+    model: str = "storybook"
+    from_config: str | None = None
+    train: Literal["decoder", "all"] = "decoder"
+    crop: int = 128
+    crops: int = 4
+    kl_weight: float = 1e-5
+    gradient_weight: float = 1.0
+    adversarial_weight: float = 0.0
+    adversarial_start: int = 0
+
+    def problems(self) -> list[str]:
+        """What is wrong with the options, one line each."""
+        found = super().problems() + self.data_problems()
+        if self.from_config is not None and self.train == "decoder":
+            found.append("--from-config makes fresh weights: pass --train all")
+        if self.crop < 32 or self.crop % 8 or self.crop > self.size:
+            found.append("--crop must be a multiple of 8 between 32 and --size")
+        if self.crops < 1:
+            found.append("--crops must be at least 1")
+        for name in ("kl_weight", "gradient_weight", "adversarial_weight", "adversarial_start"):
+            if not getattr(self, name) >= 0:
+                found.append(f"--{name.replace('_', '-')} must not be negative")
+        return found
+
+
+@dataclass(kw_only=True)
+class TextEncoderConfig(LoopConfig):
+    """Train a tokenizer and a text encoder on the storybook captions.
+
+    Attributes:
+        from_config: Folder of component configurations.
+        caption_count: Captions that the tokenizer learns its merges from.
+    """
+
+    from_config: str
+    caption_count: int = 20000

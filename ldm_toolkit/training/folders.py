@@ -1,0 +1,87 @@
+"""Model folders of a training: what it starts from and what it leaves."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm_toolkit.errors import ModelError
+from ldm_toolkit.files import write_atomic
+from ldm_toolkit.models.identity import bundled_models
+
+__all__ = ["complete_model", "load_network", "model_folder", "network_config", "write_json"]
+
+_PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a bundled model's name or of a path, also one of configurations only.
+
+    Raises ModelError.
+    """
+    folder = bundled_models().get(name, Path(name))
+    if not folder.is_dir():
+        known = ", ".join(bundled_models()) or "none"
+        raise ModelError(f"{name} is neither a folder nor a bundled model (bundled: {known})")
+    return folder
+
+
+def network_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """The configuration of one component. Raises ModelError."""
+    path = folder / name
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no {name}; expected a model in the diffusers layout")
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds no JSON object")
+    return config
+
+
+def load_network(kind: Any, folder: Path) -> Any:
+    """A component with its weights in float32, from this folder alone. Raises ModelError."""
+    network_config(folder)
+    options = {"torch_dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+    try:
+        return kind.from_pretrained(str(folder), **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file that is whole or as before. Raises CannotWrite."""
+    write_atomic(path, json.dumps(dict(value), indent=2).encode())
+
+
+def complete_model(
+    base: Path, output: Path, without: set[str], parts: Mapping[str, Path] | None = None
+) -> None:
+    """Complete ``output`` to a model folder with the parts that were not trained.
+
+    They come from ``base``, or from where ``parts`` says. Raises ModelError, CannotWrite.
+    """
+    origins = {name: base / name for name in _PARTS if name not in without}
+    origins |= {name: path for name, path in (parts or {}).items() if name not in without}
+    for name, origin in origins.items():
+        if not origin.is_dir():
+            raise ModelError(f"{origin} is missing; expected a model in the diffusers layout")
+        if origin.resolve() != (output / name).resolve():
+            shutil.copytree(origin, output / name, dirs_exist_ok=True)
+    scheduler = network_config(output / "scheduler", "scheduler_config.json")["_class_name"]
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "safety_checker": [None, None],
+        "requires_safety_checker": False,
+        "scheduler": ["diffusers", scheduler],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(output / "model_index.json", index)

@@ -1,0 +1,133 @@
+"""The training scripts as processes: what they write, what they say, how they end."""
+
+import json
+import os
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from training_tools import steps_of
+
+from ldm_toolkit.pipeline import LatentPipeline
+
+SMALL = ["--size", 64, "--steps", 2, "--batch_size", 2, "--warmup", 0, "--threads", 1]
+
+
+def draws(folder) -> None:
+    """The folder is a model for us and for diffusers."""
+    pipe = LatentPipeline.from_pretrained(folder, device="cpu", dtype="float32")
+    picture = pipe("a dog wearing hat", steps=2, seed=1, width=64, height=64).images[0]
+    assert picture.size == (64, 64)
+    theirs = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    theirs.set_progress_bar_config(disable=True)
+    result = theirs("a dog", num_inference_steps=2, width=64, height=64, output_type="latent")
+    assert torch.isfinite(result.images).all()
+
+
+@pytest.mark.parametrize("script", ["finetune_unet", "finetune_vae"])
+def test_the_result_is_a_model(script, trainer, tiny_v_model, pictures, tmp_path):
+    extra = ["--crop", 32, "--train", "all"] if script == "finetune_vae" else []
+    child = trainer.run(script, "--model", tiny_v_model, "--data", pictures, "--output", tmp_path,
+                        *SMALL, *extra, "--lr", "1e-3")  # fmt: skip
+    assert child.wait() == 0, child.errors
+    assert child.out.read_text().splitlines() == [str(tmp_path)]
+    draws(tmp_path)
+    part = "unet" if script == "finetune_unet" else "vae"
+    name = f"{part}/diffusion_pytorch_model.safetensors"
+    before, after = load_file(tiny_v_model / name), load_file(tmp_path / name)
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    if part == "vae":
+        factor = json.loads((tmp_path / "vae" / "config.json").read_text())["scaling_factor"]
+        assert (
+            factor
+            != json.loads((tiny_v_model / "vae" / "config.json").read_text())["scaling_factor"]
+        )
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model"] == str(tiny_v_model)
+
+
+def test_fresh_weights_from_configurations(trainer, tiny_model, pictures, tmp_path):
+    parts = ["--vae", tiny_model / "vae", "--text-encoder", tiny_model]
+    child = trainer.run("finetune_unet", "--from-config", tiny_model, *parts, "--data", pictures,
+                        "--output", tmp_path / "unet", *SMALL)  # fmt: skip
+    assert child.wait() == 0, child.errors
+    draws(tmp_path / "unet")
+
+
+def test_storybook_data_sample_pictures_and_bf16(trainer, tiny_model, tmp_path):
+    common = ["--model", tiny_model, "--data", "storybook", "--count", 4, *SMALL, "--sample_every",
+              1, "--mixed_precision", "bf16"]  # fmt: skip
+    child = trainer.run("finetune_unet", *common, "--output", tmp_path / "u", "--captions", 2)
+    assert child.wait() == 0, child.errors
+    child = trainer.run("finetune_vae", *common, "--output", tmp_path / "v", "--crop", 64)
+    assert child.wait() == 0, child.errors
+    for name in "uv":
+        samples = sorted(path.name for path in (tmp_path / name / "samples").iterdir())
+        assert samples == ["step-00000001.png", "step-00000002.png"]
+    assert len(list((tmp_path / "u" / "cache").iterdir())) == 2
+
+
+def test_caches_are_shared_and_follow_the_content(trainer, tiny_model, pictures, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in pictures.iterdir():
+        (data / path.name).write_bytes(path.read_bytes())
+    common = ["--model", tiny_model, "--data", data, *SMALL, "--cache", tmp_path / "cache"]
+
+    def folders(output):
+        child = trainer.run("finetune_unet", *common, "--output", tmp_path / output)
+        assert child.wait() == 0, child.errors
+        return {path.name for path in (tmp_path / "cache").iterdir()}
+
+    first = folders("a")
+    assert folders("b") == first
+    (data / "0.txt").write_text("something else")
+    changed = folders("c") - first
+    assert sorted(name.split("-")[0] for name in changed) == ["embeddings", "latents"]
+
+
+def test_threads_are_the_usable_cores_in_spite_of_omp(trainer, tiny_model, pictures, tmp_path):
+    words = [word for word in SMALL if word not in ("--threads", 1)]
+    child = trainer.run("finetune_unet", "--model", tiny_model, "--data", pictures, "--output",
+                        tmp_path, *words, report="torch.get_num_threads")  # fmt: skip
+    assert child.wait() == 0, child.errors
+    assert f"torch.get_num_threads: {len(os.sched_getaffinity(0))}" in child.errors
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model", "none", "--data", "{data}"], "none is neither a folder nor a bundled model"),
+        (["--model", "{model}", "--data", "nowhere"], "--data nowhere is not a folder"),
+        (["--model", "{data}", "--data", "{data}"], "holds no"),
+        (["--model", "{model}", "--data", "{data}", "--stepz", "3"], "did you mean 'steps'?"),
+        (["--model", "{model}"], "data"),
+        (["--model", "{model}", "--data", "{data}", "--vae", "{model}"], "holds no config.json"),
+        (["--model", "{model}", "--data", "{data}", "--text-encoder", "{data}"], "{data}/tok"),
+        (
+            ["--from-config", "{data}", "--vae", "x", "--text-encoder", "y", "--data", "{data}"],
+            "holds no scheduler_config.json",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(words, told, trainer, tiny_model, pictures, tmp_path):
+    places = {"model": tiny_model, "data": pictures}
+    words = [word.format(**places) for word in words]
+    child = trainer.run("finetune_unet", "--output", tmp_path / "o", *SMALL, *words)
+    assert child.wait() == 2, child.errors
+    last = child.errors.strip().splitlines()[-1]
+    assert last.startswith("finetune_unet.py: error: ")
+    assert told.format(**places) in last
+    assert "Traceback" not in child.errors
+    assert not child.out.read_text()
+    assert steps_of(tmp_path / "o" / "metrics.jsonl") == []
+
+
+def test_an_output_that_cannot_be_made(trainer, tiny_model, pictures, tmp_path):
+    (tmp_path / "file").write_text("x")
+    child = trainer.run("finetune_vae", "--model", tiny_model, "--data", pictures, "--output",
+                        tmp_path / "file" / "below", *SMALL, "--crop", 32)  # fmt: skip
+    assert child.wait() == 2
+    assert "cannot be made" in child.errors
+    assert "Traceback" not in child.errors

@@ -1,0 +1,138 @@
+"""Batches are functions of the position, cover what they should, and train what they should."""
+
+import pytest
+import torch
+from training_tools import tiny_vae, unet_method, vae_method
+
+from ldm_toolkit.training.methods import VAEMethod
+
+
+def test_batches_do_not_depend_on_their_size_or_history(tmp_path):
+    method, _ = unet_method(tmp_path, captions=3)
+    whole = method.batch(range(40, 48))
+    torch.manual_seed(99)
+    other, _ = unet_method(tmp_path, captions=3)
+    halves = [other.batch(range(44, 48)), other.batch(range(40, 44))]
+    for name, values in whole.items():
+        assert torch.equal(values, torch.cat([halves[1][name], halves[0][name]])), name
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_timesteps_cover_the_schedule_evenly(seed, tmp_path):
+    """Any window of 200 positions has 2 +- 2 timesteps in each hundredth of [0, 1000)."""
+    method, _ = unet_method(tmp_path, seed=seed)
+    drawn = [int(method._sample(position)["timesteps"]) for position in range(1200)]
+    for start in (0, 333, 1000):
+        window = torch.tensor(drawn[start : start + 200])
+        counts = torch.histc(window.float(), 100, 0, 1000)
+        assert counts.sum() == 200
+        assert counts.min() >= 1
+        assert counts.max() <= 3
+    assert min(drawn) < 5
+    assert max(drawn) >= 995
+    assert max(drawn) < 1000
+
+
+def test_small_batches_are_stratified(tmp_path):
+    """Eight neighbours fall into at least five eighths of the schedule."""
+    method, _ = unet_method(tmp_path)
+    for start in range(0, 400, 8):
+        eighths = (method.batch(range(start, start + 8))["timesteps"] // 125).unique()
+        assert len(eighths) >= 5
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
+def test_captions_are_dropped_at_the_configured_rate(rate, tmp_path):
+    method, _ = unet_method(tmp_path, caption_dropout=rate)
+    empty = method._embeddings[0].float()
+    dropped = [torch.equal(method._sample(p)["text"], empty) for p in range(1500)]
+    assert sum(dropped) / len(dropped) == pytest.approx(rate, abs=0.025)
+
+
+def test_dropout_and_captions_are_drawn_anew_each_epoch(tmp_path):
+    count, epochs = 6, 60
+    method, _ = unet_method(tmp_path, pictures=count, captions=2, caption_dropout=0.3)
+    rows = {tuple(row.flatten().tolist()): i for i, row in enumerate(method._embeddings.float())}
+    seen = {index: [] for index in range(count)}
+    for position in range(count * epochs):
+        text = tuple(method._sample(position)["text"].flatten().tolist())
+        seen[method._index(position)].append(rows[text])
+    for index, drawn in seen.items():
+        assert len(drawn) == epochs
+        assert set(drawn) == {0, 1 + 2 * index, 2 + 2 * index}
+
+
+def test_latents_are_drawn_from_the_posterior_and_scaled(tmp_path):
+    method, _ = unet_method(tmp_path, pictures=1)
+    drawn = torch.stack([method._sample(position)["latents"] for position in range(400)])
+    mean, log_variance = method._moments[0].float().chunk(2)
+    assert torch.allclose(drawn.mean(0) / 0.5, mean, atol=0.01)
+    spread = drawn.std(0).mean() / 0.5
+    assert float(spread) == pytest.approx(float((0.5 * log_variance[0, 0, 0]).exp()), rel=0.05)
+    noise = torch.stack([method._sample(position)["noise"] for position in range(400)])
+    assert float(noise.mean()) == pytest.approx(0, abs=0.02)
+    assert float(noise.std()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_every_weight_of_the_unet_gets_a_gradient(prediction, tmp_path):
+    method, _ = unet_method(tmp_path, prediction=prediction, min_snr_gamma=5.0)
+    loss, _ = method.loss(method.module(**method.batch(range(4))), 0)
+    loss.backward()
+    without = [n for n, p in method.trainable().named_parameters() if p.grad is None]
+    assert without == []
+    assert all(torch.isfinite(p.grad).all() for p in method.trainable().parameters())
+
+
+@pytest.mark.parametrize("train", ["decoder", "all"])
+def test_what_of_the_autoencoder_gets_a_gradient(train, pictures, tmp_path):
+    method, _ = vae_method(tmp_path, pictures, train=train, adversarial_weight=0.5)
+    loss, logs = method.loss(method.module(**method.batch(range(4))), 0)
+    loss.backward()
+    for name, parameter in method.module.named_parameters():
+        frozen = train == "decoder" and name.startswith(("vae.encoder", "vae.quant_conv"))
+        assert (parameter.grad is None) == frozen, name
+    assert logs.keys() == {"psnr", "kl", "critic"}
+
+
+def test_the_critic_teaches_the_decoder_only_after_its_start(pictures, tmp_path):
+    method, _ = vae_method(tmp_path, pictures, adversarial_weight=0.5, adversarial_start=10)
+    outputs = method.module(**method.batch(range(4)))
+    before, after = method.loss(outputs, 9)[0], method.loss(outputs, 10)[0]
+    assert float(before.detach()) != float(after.detach())
+
+
+def test_the_critics_and_the_decoders_gradients_do_not_mix(pictures, tmp_path):
+    """Fooling the critic must not train the critic, judging must not train the decoder."""
+    method, _ = vae_method(tmp_path, pictures, adversarial_weight=1.0)
+    outputs = method.module(**method.batch(range(4)))
+    decoder, critic = method.vae.decoder.conv_out.weight, method.module.critic[0].weight
+    fooled = torch.autograd.grad(
+        outputs["fooled"].sum(), [decoder, critic], allow_unused=True, retain_graph=True
+    )
+    judged = torch.autograd.grad(outputs["fake"].sum(), [decoder, critic], allow_unused=True)
+    assert fooled[0] is not None
+    assert fooled[1] is None
+    assert judged[0] is None
+    assert judged[1] is not None
+
+
+def test_crops_come_from_the_pictures(pictures, tmp_path):
+    method, config = vae_method(tmp_path, pictures, crops=2)
+    pixels = method.batch(range(10, 14))["pixels"]
+    again = method.batch(range(10, 14))["pixels"]
+    assert torch.equal(pixels, again)
+    assert pixels.shape == (4, 3, 32, 32)
+    for place, crop in zip(range(10, 14), pixels, strict=True):
+        whole = method._picture(place // config.crops)
+        windows = whole.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4)
+        found = [(windows == side).all(dim=(2, 3, 4)).any() for side in (crop, crop.flip(-1))]
+        assert any(found)
+
+
+def test_a_vae_without_quant_conv_trains(pictures, tmp_path):
+    _, config = vae_method(tmp_path, pictures)
+    vae = tiny_vae()
+    vae.quant_conv = None
+    method = VAEMethod(vae, config, vae_method(tmp_path, pictures)[0]._source)
+    assert all(not p.requires_grad for p in method.vae.encoder.parameters())

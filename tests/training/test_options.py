@@ -1,0 +1,164 @@
+"""One definition an option: command line, YAML, help and check agree."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ldm_toolkit.errors import UserError
+from ldm_toolkit.training.config import TextEncoderConfig, UNetConfig, VAEConfig
+from ldm_toolkit.training.options import parse
+
+REPO = Path(__file__).parents[2]
+KINDS = {
+    "finetune_unet": UNetConfig,
+    "finetune_vae": VAEConfig,
+    "train_text_encoder": TextEncoderConfig,
+}
+NEEDED = ["--data", "d", "--output", "o"]
+
+
+def test_flags_with_dashes_underscores_and_equals():
+    expected = UNetConfig(data="d", output="o-p_q", batch_size=3, lr_schedule="linear")
+    for words in (
+        ["--batch-size", "3", "--lr-schedule=linear"],
+        ["--batch_size", "3", "--lr_schedule=linear"],
+        ["--batch_size=3", "--lr-schedule", "linear"],
+    ):
+        assert parse(UNetConfig, ["--data", "d", "--output=o-p_q", *words]) == expected
+
+
+def test_the_file_is_overridden_by_the_command_line(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("data: d\noutput: o\nlr: 5e-4\nsteps: 7\nsample_prompts: [a cat, a dog]\n")
+    config = parse(UNetConfig, ["--config", str(file), "--steps", "9"])
+    assert (config.lr, config.steps, config.sample_prompts) == (5e-4, 9, ["a cat", "a dog"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--batchsize", "3"], "unknown option --batchsize; did you mean 'batch_size'?"),
+        (["--stepz=3"], "unknown option --stepz; did you mean 'steps'?"),
+        (["--steps", "many"], "steps"),
+        (["--mixed-precision", "int8"], "mixed_precision"),
+        (["--resume", "maybe"], "resume"),
+        (["stray"], "stray"),
+        (["--config", "none.yaml"], "none.yaml"),
+        (["--steps", "0", "--lr", "-1", "--keep", "1"], "--steps must be at least 1; --lr must"),
+        (["--lr", ".nan"], "--lr must be positive"),
+        (["--min-snr-gamma", ".nan"], "--min-snr-gamma must not be negative"),
+        (["--size", "65"], "--size must be a multiple of 8"),
+        (["--ema", "1"], "--ema must be at least 0 and below 1"),
+        (["--count", "0"], "--count must be at least 1"),
+        (["--caption-dropout", "1.5"], "--caption-dropout must lie between 0 and 1"),
+        (["--from-config", "x"], "--from-config needs --vae and --text-encoder"),
+    ],
+)
+def test_mistakes_are_told(words, told):
+    with pytest.raises(UserError) as caught:
+        parse(UNetConfig, [*NEEDED, *words])
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "<class" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--crop", "600"], "--crop must be a multiple of 8 between 32 and --size"),
+        (["--from-config", "x"], "--from-config makes fresh weights: pass --train all"),
+        (["--crops", "0"], "--crops must be at least 1"),
+        (["--kl-weight", "-1"], "--kl-weight must not be negative"),
+    ],
+)
+def test_mistakes_in_vae_options_are_told(words, told):
+    with pytest.raises(UserError, match=told):
+        parse(VAEConfig, [*NEEDED, *words])
+
+
+def test_what_is_needed_is_named():
+    with pytest.raises(UserError, match=r"data.*output"):
+        parse(UNetConfig, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("batchsize: 3", "unknown option batchsize in the configuration file; did you mean 'batch"),
+        ("steps: many", "steps"),
+        ("steps: [", "config"),
+        ("just words", "config"),
+        ("steps: 0", "--steps must be at least 1"),
+    ],
+)
+def test_mistakes_in_the_file_are_told(text, told, tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text(f"{text}\n")
+    with pytest.raises(UserError) as caught:
+        parse(UNetConfig, ["--config", str(file), *NEEDED])
+    assert told in str(caught.value)
+
+
+def test_print_config_is_a_file_that_makes_the_same_run(capsys, tmp_path):
+    words = [*NEEDED, "--lr", "2e-4", "--sample-every", "5"]
+    with pytest.raises(SystemExit) as caught:
+        parse(UNetConfig, [*words, "--print_config"])
+    assert caught.value.code in (0, None)
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert parse(UNetConfig, ["--config", str(file)]) == parse(UNetConfig, words)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_help_explains_every_option(kind, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(kind, ["--help"])
+    assert caught.value.code in (0, None)
+    text = " ".join(capsys.readouterr().out.split())
+    for option in dataclasses.fields(kind):
+        shown = text.rpartition(f"--{option.name} ")[2]
+        explained = shown.partition("(")[0].split(" ", 1)[-1]
+        assert len(explained.split()) >= 3, option.name
+    assert "Attributes:" not in text
+    assert "<class" not in text
+
+
+def test_help_and_mistakes_come_at_once_without_torch():
+    code = (
+        "import runpy, sys; sys.argv = ['x', '--help']\n"
+        "try: runpy.run_path(sys.argv.pop(0) and FILE, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    for name in KINDS:
+        file = REPO / "examples" / f"{name}.py"
+        environment = os.environ | {"PYTHONPATH": str(REPO)}
+        source = code.replace("FILE", repr(str(file)))
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        assert time.monotonic() - started < 5
+
+
+def test_every_shipped_configuration_parses(monkeypatch):
+    monkeypatch.chdir(REPO)
+    files = sorted((REPO / "examples" / "storybook").glob("*.yaml"))
+    for file in files:
+        first, second = file.read_text().splitlines()[:2]
+        assert first.startswith("# Stage")
+        script = second.split("examples/")[1].split(".py")[0]
+        assert second == (
+            f"# accelerate launch examples/{script}.py --config {file.relative_to(REPO)}"
+        )
+        config = parse(KINDS[script], ["--config", str(file)])
+        written = yaml.safe_load(file.read_text())
+        assert {name: type(getattr(config, name))(value) for name, value in written.items()} == {
+            name: getattr(config, name) for name in written
+        }
+    assert len(files) == 4

@@ -1,0 +1,103 @@
+"""Small helpers of the training tests."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from ldm_toolkit.training.config import UNetConfig, VAEConfig
+from ldm_toolkit.training.data import ImageFolder
+from ldm_toolkit.training.methods import FullUNet, VAEMethod
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Poll until ``condition`` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError("waited too long")
+        time.sleep(0.002)
+
+
+def steps_of(metrics: Path) -> list[int]:
+    """The steps that a metrics file holds so far."""
+    if not metrics.is_file():
+        return []
+    return [
+        json.loads(line)["step"] for line in metrics.read_text().splitlines() if line[-1:] == "}"
+    ]
+
+
+def tiny_unet(seed: int = 0, channels: tuple[int, ...] = (16, 32)) -> UNet2DConditionModel:
+    """A UNet of some thousand weights for 8 x 8 latents; text width 32."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DConditionModel(
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=channels,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        )
+
+
+def tiny_vae(seed: int = 0, channels: tuple[int, ...] = (8, 8, 16, 16), groups: int = 4) -> Any:
+    """An AutoencoderKL that shrinks eight times, with few channels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoencoderKL(
+            block_out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            norm_num_groups=groups,
+            latent_channels=4,
+            sample_size=64,
+        )
+
+
+def unet_method(
+    output: Path,
+    *,
+    pictures: int = 6,
+    captions: int = 1,
+    prediction: str = "epsilon",
+    **options: Any,
+) -> tuple[FullUNet, UNetConfig]:
+    """The UNet method on random latents and embeddings of ``pictures`` pictures."""
+    config = UNetConfig(**({"data": "none", "output": str(output), "size": 64} | options))
+    rng = torch.Generator().manual_seed(1)
+    mean = torch.randn(pictures, 4, 8, 8, generator=rng)
+    rows = [[1 + captions * i + n for n in range(captions)] for i in range(pictures)]
+    method = FullUNet(
+        tiny_unet(),
+        config,
+        moments=torch.cat([mean, torch.full_like(mean, -8.0)], dim=1).half(),
+        embeddings=torch.randn(1 + captions * pictures, 7, 32, generator=rng).half(),
+        caption_rows=rows,
+        scaling_factor=0.5,
+        scheduler_config={
+            "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+            "prediction_type": prediction,
+        },
+    )  # fmt: skip
+    return method, config
+
+
+def vae_method(output: Path, data: Path, **options: Any) -> tuple[VAEMethod, VAEConfig]:
+    """The autoencoder method on an image folder."""
+    settings = {"data": str(data), "output": str(output), "size": 64, "crop": 32, "batch_size": 4}
+    config = VAEConfig(**(settings | options))
+    return VAEMethod(tiny_vae(), config, ImageFolder(data, config.size)), config
+
+
+def metric(output: Path, name: str) -> list[float]:
+    """A column of metrics.jsonl."""
+    return [json.loads(line)[name] for line in (output / "metrics.jsonl").read_text().splitlines()]
