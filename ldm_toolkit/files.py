@@ -1,6 +1,7 @@
 """Files that are whole or not there: write beside, fsync, rename. Level 0, no torch."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -18,6 +19,9 @@ __all__ = [
     "staged_directory",
     "write_atomic",
 ]
+
+# FAT and some network file systems
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = True) -> None:
@@ -53,9 +57,9 @@ def _rename_exclusively(beside: Path, path: Path) -> None:
     """Give ``beside`` the name ``path``; FileExistsError where that is taken, unlike a rename."""
     try:
         os.link(beside, path)
-    except FileExistsError:
-        raise
-    except OSError:  # FAT and some network file systems have no hard links
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         os.replace(beside, path)
 

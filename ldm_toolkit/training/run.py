@@ -70,7 +70,7 @@ def train_vae(config: VAEConfig) -> None:
     train(method, config, accelerator, sample=sample, inputs={"data": source.fingerprint})
     if accelerator.is_main_process:
         if config.train == "all":
-            _standardise(Path(config.output) / "vae", method)
+            _standardise(Path(config.output) / "vae", method, config.crops)
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
 
@@ -94,10 +94,11 @@ def train_text_encoder(config: TextEncoderConfig) -> None:
 
 
 @torch.inference_mode()
-def _standardise(folder: Path, method: VAEMethod, batches: int = 64) -> None:
+def _standardise(folder: Path, method: VAEMethod, crops: int, batches: int = 64) -> None:
     """Make the latents of a trained encoder have mean 0 and variance 1."""
     vae = load_network(AutoencoderKL, folder).eval()
-    means = [vae.encode(method.batch([i])["pixels"]).latent_dist.mean for i in range(batches)]
+    places = range(0, batches * crops, crops)  # one crop of each picture
+    means = [vae.encode(method.batch([place])["pixels"]).latent_dist.mean for place in places]
     standardise_latents_(vae, torch.cat(means))
     vae.save_pretrained(folder)
 
