@@ -15,6 +15,7 @@ __all__ = [
     "latents_to_pil",
     "make_generators",
     "pil_to_latents",
+    "pil_to_pixels",
     "pixels_to_pil",
 ]
 
@@ -66,9 +67,8 @@ def pil_to_latents(
     vae = components.vae
     latents = []
     for index, image in enumerate(images):
-        pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1
-        tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, H, W)
-        posterior = vae.encode(tensor.to(components.device, components.dtype)).latent_dist
+        pixels = pil_to_pixels(image)[None]  # (1, 3, H, W)
+        posterior = vae.encode(pixels.to(components.device, components.dtype)).latent_dist
         latent = posterior.mean.float()
         if generators is not None:
             noise = initial_noise([generators[index]], tuple(latent.shape[1:]))
@@ -93,6 +93,12 @@ def decode_latents(latents: torch.Tensor, components: Components) -> torch.Tenso
             f"the VAE's picture holds NaN or infinity in {dtype}; load the model with dtype float32"
         )
     return pixels
+
+
+def pil_to_pixels(image: Image.Image) -> torch.Tensor:
+    """A picture as RGB pixels from -1 to 1, (3, H, W) float32."""
+    levels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(levels / 127.5 - 1).permute(2, 0, 1).contiguous()
 
 
 def pixels_to_pil(pixels: torch.Tensor) -> list[Image.Image]:

@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ldm_toolkit.errors import InputError, LdmToolkitError, ModelError
 from ldm_toolkit.files import contained_path, sha256_file
 from ldm_toolkit.images import open_image
 from ldm_toolkit.training.config import DataConfig
 
-__all__ = ["ImageFolder", "Source", "StorybookScenes", "open_source", "to_pixels"]
+__all__ = ["ImageFolder", "Source", "StorybookScenes", "open_source"]
 
 logger = logging.getLogger(__name__)
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -46,12 +43,6 @@ def open_source(config: DataConfig, *, captions: int = 1, seed: int = 0) -> Sour
     if config.data == "storybook":
         return StorybookScenes(config.count, config.size, captions, seed)
     return ImageFolder(Path(config.data), config.size)
-
-
-def to_pixels(image: Image.Image) -> Tensor:
-    """RGB picture -> (3, H, W) float32 in [-1, 1]."""
-    array = np.asarray(image, dtype=np.float32)
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous() / 127.5 - 1.0
 
 
 @dataclass(frozen=True)

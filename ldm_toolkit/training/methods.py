@@ -13,10 +13,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.theory import diffusion, variational
 from ldm_toolkit.training import objectives
 from ldm_toolkit.training.config import UNetConfig, VAEConfig
-from ldm_toolkit.training.data import Source, to_pixels
+from ldm_toolkit.training.data import Source
 from ldm_toolkit.training.rng import PermutationIndex, generator, uniform
 
 __all__ = ["FullUNet", "Method", "VAEMethod"]
@@ -189,7 +190,7 @@ class VAEMethod:
 
     def _picture(self, position: int) -> Tensor:
         if self._held[0] != position:
-            self._held = (position, to_pixels(self._source.image(self._index(position))))
+            self._held = (position, pil_to_pixels(self._source.image(self._index(position))))
         return self._held[1]
 
     def loss(self, outputs: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:

@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm_toolkit.errors import LdmToolkitError, UserError
+from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.training import cache
 from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
 from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
-from ldm_toolkit.training.data import Source, open_source, to_pixels
+from ldm_toolkit.training.data import Source, open_source
 from ldm_toolkit.training.folders import (
     complete_model,
     load_network,
@@ -170,7 +171,7 @@ def _moments(
     vae = load_network(AutoencoderKL, vae_folder).eval()
 
     def compute(indices: Sequence[int]) -> Tensor:
-        pixels = torch.stack([to_pixels(source.image(index)) for index in indices])
+        pixels = torch.stack([pil_to_pixels(source.image(index)) for index in indices])
         with accelerator.autocast():  # not around the cache: CPUs cannot join float16 in it
             return vae.encode(pixels).latent_dist.parameters.clamp(-30.0, 20.0)
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ldm_toolkit.files import write_atomic
 from ldm_toolkit.images import png_bytes
-from ldm_toolkit.training.data import Source, to_pixels
+from ldm_toolkit.latents import pil_to_pixels, pixels_to_pil
+from ldm_toolkit.training.data import Source
 from ldm_toolkit.training.methods import Method
 
 __all__ = ["Draw", "draw_prompts", "draw_reconstructions"]
@@ -44,10 +45,8 @@ def draw_reconstructions(vae: AutoencoderKL, source: Source, file: Path, count: 
     strip = []
     for index in range(min(count, len(source))):
         picture = source.image(index)
-        latents = vae.encode(to_pixels(picture)[None].to(device)).latent_dist.mean
-        made = vae.decode(latents).sample[0].float().cpu().clamp(-1, 1)
-        array = ((made + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        strip += [picture, Image.fromarray(array)]
+        latents = vae.encode(pil_to_pixels(picture)[None].to(device)).latent_dist.mean
+        strip += [picture, *pixels_to_pil(vae.decode(latents).sample.float())]
     vae.train(training)
     _write_strip(strip, file)
 

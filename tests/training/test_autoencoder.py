@@ -4,15 +4,15 @@ import pytest
 import torch
 from training_tools import tiny_vae
 
+from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.storybook import render, scenes
 from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
-from ldm_toolkit.training.data import to_pixels
 
 
 @pytest.fixture(scope="module")
 def pixels() -> torch.Tensor:
     drawn = [render.render(scenes.sample_scene(0, index), 128) for index in range(4)]
-    return torch.stack([to_pixels(picture) for picture in drawn])
+    return torch.stack([pil_to_pixels(picture) for picture in drawn])
 
 
 @torch.no_grad()

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from ldm_toolkit.errors import InputError
+from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.training.config import DataConfig
-from ldm_toolkit.training.data import ImageFolder, StorybookScenes, open_source, to_pixels
+from ldm_toolkit.training.data import ImageFolder, StorybookScenes, open_source
 
 NAMES = ["b.png", "a.jpg", "c.webp"]
 
@@ -184,7 +185,7 @@ def test_the_fingerprint_sees_pictures_captions_and_size(folder):
 
 def test_pixels_span_minus_one_to_one():
     picture = Image.new("RGB", (3, 2), (0, 255, 51))
-    pixels = to_pixels(picture)
+    pixels = pil_to_pixels(picture)
     assert pixels.shape == (3, 2, 3)
     assert pixels[:, 0, 0].tolist() == pytest.approx([-1.0, 1.0, -0.6])
 
@@ -198,4 +199,4 @@ def test_storybook_scenes_on_the_fly():
     assert len(source.captions(1)) == 3
     others = [StorybookScenes(5, 64, 3, 3), StorybookScenes(6, 64, 3, 2)]
     assert source.fingerprint not in {other.fingerprint for other in others}
-    assert torch.isfinite(to_pixels(source.image(0))).all()
+    assert torch.isfinite(pil_to_pixels(source.image(0))).all()
