@@ -117,6 +117,9 @@ class UNetConfig(LoopConfig, DataConfig):
         method: What is trained.
         caption_dropout: Share of captions replaced by the empty one, for guidance.
         min_snr_gamma: Clamp of min-SNR loss weighting; 0 switches it off.
+        offset_noise: Standard deviation of a noise that is constant over each latent channel, added
+            to the usual one, so that the mean colour does not show through the strongest noise.
+        latents: mean trains on the VAE posterior's mean, sample draws from the posterior.
         captions: Captions an image of "storybook".
         cache: Folder of the latent and embedding cache; default OUTPUT/cache.
         sample_prompts: Prompts of the sample pictures.
@@ -129,6 +132,8 @@ class UNetConfig(LoopConfig, DataConfig):
     method: Literal["full"] = "full"
     caption_dropout: float = 0.1
     min_snr_gamma: float = 0.0
+    offset_noise: float = 0.0
+    latents: Literal["sample", "mean"] = "sample"
     captions: int = 3
     cache: str | None = None
     sample_prompts: list[str] = field(default_factory=lambda: ["a dog wearing hat"])
@@ -142,6 +147,8 @@ class UNetConfig(LoopConfig, DataConfig):
             found.append("--caption-dropout must lie between 0 and 1")
         if not self.min_snr_gamma >= 0:
             found.append("--min-snr-gamma must not be negative")
+        if not 0 <= self.offset_noise < float("inf"):
+            found.append("--offset-noise must not be negative")
         if self.captions < 1:
             found.append("--captions must be at least 1")
         return found

@@ -104,7 +104,13 @@ class FullUNet:
         index = self._index(position)
         mean, log_variance = self._moments[index].float().chunk(2)
         draw = torch.randn(mean.shape, generator=rng)
+        if self._config.latents == "mean":
+            draw = torch.zeros_like(draw)
         latents = variational.reparameterise(mean, log_variance, draw) * self._scaling_factor
+        noise = torch.randn(mean.shape, generator=rng)
+        if self._config.offset_noise > 0:
+            offset = torch.randn(len(mean), 1, 1, generator=rng)
+            noise = noise + self._config.offset_noise * offset
         rows = self._rows[index]
         row = rows[int(uniform(seed, "caption", position) * len(rows))]
         if uniform(seed, "dropout", position) < self._config.caption_dropout:
@@ -115,7 +121,7 @@ class FullUNet:
         timestep = int(phase * len(self._alphas_cumprod))
         return {
             "latents": latents,
-            "noise": torch.randn(mean.shape, generator=rng),
+            "noise": noise,
             "timesteps": torch.tensor(timestep),
             "text": self._embeddings[row].float(),
         }

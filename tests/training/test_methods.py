@@ -74,6 +74,40 @@ def test_latents_are_drawn_from_the_posterior_and_scaled(tmp_path):
     assert float(noise.std()) == pytest.approx(1, abs=0.02)
 
 
+def test_latents_can_be_the_posteriors_mean(tmp_path):
+    method, _ = unet_method(tmp_path, pictures=1, latents="mean")
+    mean = method._moments[0].float().chunk(2)[0]
+    for position in range(3):
+        assert torch.equal(method._sample(position)["latents"], mean * 0.5)
+
+
+def test_latents_and_offset_leave_the_other_draws_as_they_are(tmp_path):
+    """Comparing two settings compares them on the same noise."""
+    plain, _ = unet_method(tmp_path)
+    changed, _ = unet_method(tmp_path, latents="mean", offset_noise=0.3)
+    for position in range(20):
+        one, other = plain._sample(position), changed._sample(position)
+        offset = other["noise"] - one["noise"]
+        assert torch.allclose(offset, offset[:, :1, :1].expand_as(offset), atol=1e-6)
+        assert torch.equal(one["timesteps"], other["timesteps"])
+        assert torch.equal(one["text"], other["text"])
+
+
+def test_offset_noise_has_the_configured_deviation(tmp_path):
+    """One draw a sample and channel, independent of the others."""
+    plain, _ = unet_method(tmp_path)
+    changed, _ = unet_method(tmp_path, offset_noise=0.3)
+    offsets = torch.stack(
+        [
+            (changed._sample(position)["noise"] - plain._sample(position)["noise"]).mean((1, 2))
+            for position in range(1500)
+        ]
+    )
+    assert torch.allclose(offsets.mean(0), torch.zeros(4), atol=0.03)
+    assert torch.allclose(offsets.std(0), torch.full((4,), 0.3), atol=0.02)
+    assert torch.allclose(torch.corrcoef(offsets.T), torch.eye(4), atol=0.1)
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_every_weight_of_the_unet_gets_a_gradient(prediction, tmp_path):
     method, _ = unet_method(tmp_path, prediction=prediction, min_snr_gamma=5.0)

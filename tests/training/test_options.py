@@ -53,6 +53,8 @@ def test_the_file_is_overridden_by_the_command_line(tmp_path):
         (["--steps", "0", "--lr", "-1", "--keep", "1"], "--steps must be at least 1; --lr must"),
         (["--lr", ".nan"], "--lr must be positive"),
         (["--min-snr-gamma", ".nan"], "--min-snr-gamma must not be negative"),
+        (["--offset-noise", "-0.1"], "--offset-noise must not be negative"),
+        (["--latents", "mode"], "latents"),
         (["--size", "65"], "--size must be a multiple of 8"),
         (["--ema", "1"], "--ema must be at least 0 and below 1"),
         (["--count", "0"], "--count must be at least 1"),
