@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ldm_toolkit.denoise import Step
     from ldm_toolkit.errors import LdmToolkitError, ModelError, NumericalError, UserError
-    from ldm_toolkit.pipeline import LatentPipeline, Result, Run
+    from ldm_toolkit.pipeline import LatentPipeline
     from ldm_toolkit.recipe import GenerateOptions, Recipe
+    from ldm_toolkit.run import Result, Run
 
 __all__ = [
     "GenerateOptions",
@@ -35,8 +36,8 @@ _HOMES = {
     "ModelError": "errors",
     "NumericalError": "errors",
     "Recipe": "recipe",
-    "Result": "pipeline",
-    "Run": "pipeline",
+    "Result": "run",
+    "Run": "run",
     "Step": "denoise",
     "UserError": "errors",
 }

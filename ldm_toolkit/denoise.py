@@ -6,7 +6,7 @@ Progress, previews, cancelling and saving intermediates are plain ``for`` loops 
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from ldm_toolkit.errors import NumericalError, UserError
 from ldm_toolkit.guidance import Guidance
 from ldm_toolkit.prompts import Conditioning
 
-__all__ = ["Predict", "Preview", "Step", "StepInfo", "denoise", "predicted_original"]
+__all__ = ["Blend", "Predict", "Preview", "Step", "StepInfo", "denoise", "predicted_original"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class StepInfo:
 # (B, C, h, w) in, (2B, C, h, w) out when step.guided (negative half first), else (B, C, h, w).
 Predict = Callable[[torch.Tensor, torch.Tensor, Conditioning, StepInfo], torch.Tensor]
 Preview = Callable[[torch.Tensor], list[Image.Image]]
+# What a step left and the next timestep (None after the last) -> what the next step gets.
+Blend = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Step:
     latents: torch.Tensor = field(repr=False)
     denoised: torch.Tensor = field(repr=False)
     _preview: Preview | None = field(default=None, repr=False, compare=False)
+
+    def first(self, count: int) -> "Step":
+        """The same step of the first ``count`` pictures of the batch."""
+        return replace(self, latents=self.latents[:count], denoised=self.denoised[:count])
 
     def previews(self) -> list[Image.Image]:
         """The predicted pictures, one a picture of the batch."""
@@ -72,26 +78,37 @@ def denoise(
     guidance: Guidance,
     generators: Sequence[torch.Generator],
     preview: Preview | None = None,
+    *,
+    begin: int = 0,
+    eta: float = 0.0,
+    blend: Blend | None = None,
 ) -> Iterator[Step]:
     """Run a scheduler whose timesteps are set over latents (B, C, h, w) float32, already noisy.
 
-    ``generators`` are one a picture and make all noise of the steps. Scheduler arithmetic is in
-    float32 whatever the model computes in. Raises NumericalError for NaN or infinity.
+    ``generators`` are one a picture and make all noise of the steps. ``begin`` is the place in
+    ``scheduler.timesteps`` that the latents are at; ``blend`` gets what each step left. Scheduler
+    arithmetic is in float32 whatever the model computes in. Raises NumericalError for NaN or
+    infinity.
     """
-    timesteps = scheduler.timesteps
+    timesteps = scheduler.timesteps[begin:]
     total = len(timesteps)
-    extras = _step_arguments(scheduler, generators)
+    steps = (total - 1) // scheduler.order + 1
+    extras = _step_arguments(scheduler, generators, eta)
     latents = latents.float()
     for evaluation, timestep in enumerate(timesteps):
-        info = StepInfo(evaluation // scheduler.order, evaluation, total, guidance.active)
+        index = evaluation // scheduler.order
+        info = StepInfo(index, evaluation, total, guidance.active_at(index, steps))
         with torch.no_grad():
             model_input = scheduler.scale_model_input(latents, timestep)
             raw = predict(model_input, timestep, conditioning, info)
             prediction = guidance.apply(raw.float()) if info.guided else raw.float()
-            alpha, sigma = _noise_level(scheduler, evaluation, timestep)
+            alpha, sigma = _noise_level(scheduler, begin + evaluation, timestep)
             kind = scheduler.config.prediction_type
             denoised = predicted_original(prediction, model_input, alpha, sigma, kind)
             latents = scheduler.step(prediction, timestep, latents, **extras, return_dict=False)[0]
+            if blend is not None:
+                last = evaluation + 1 == total
+                latents = blend(latents, None if last else timesteps[evaluation + 1])
         if not torch.isfinite(latents).all():  # a sync point; a black picture costs more
             raise NumericalError(_nonfinite(evaluation + 1, total, raw.dtype))
         ratio = sigma / alpha if alpha else math.inf
@@ -145,8 +162,10 @@ def _nonfinite(step: int, total: int, dtype: torch.dtype) -> str:
     return f"NaN or infinity in the latents after step {step} of {total} in {name}; {advice}"
 
 
-def _step_arguments(scheduler: Any, generators: Sequence[torch.Generator]) -> dict[str, Any]:
-    """What this scheduler's ``step`` takes beside the prediction; eta 0 as diffusers' pipeline."""
+def _step_arguments(
+    scheduler: Any, generators: Sequence[torch.Generator], eta: float
+) -> dict[str, Any]:
+    """What this scheduler's ``step`` takes beside the prediction, as diffusers' pipeline does."""
     accepted = inspect.signature(scheduler.step).parameters
-    offered = {"generator": list(generators), "eta": 0.0}
+    offered = {"generator": list(generators), "eta": eta}
     return {name: value for name, value in offered.items() if name in accepted}

@@ -9,15 +9,25 @@ __all__ = ["Guidance", "combine", "rescale"]
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly the conditional prediction is followed; scale 1 needs no second prediction."""
+    """How strongly, and in which part of the steps, the conditional prediction is followed.
+
+    ``interval`` is [start, stop) in fractions of the executed steps (Kynkäänniemi et al. 2024);
+    outside of it, and with scale 1, the conditional prediction stands alone.
+    """
 
     scale: float = 7.5
     rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
 
     @property
     def active(self) -> bool:
         """Whether the unconditional prediction is needed at all."""
-        return self.scale != 1
+        return self.scale != 1 and self.interval[0] < self.interval[1]
+
+    def active_at(self, index: int, steps: int) -> bool:
+        """Whether step ``index`` of ``steps`` needs it."""
+        start, stop = self.interval
+        return self.active and start <= index / steps < stop
 
     def apply(self, prediction: torch.Tensor) -> torch.Tensor:
         """The guided prediction of both halves, negative first: (2B, ...) -> (B, ...)."""

@@ -1,6 +1,6 @@
 """Latents: the seed rule, the first noise, the way from pictures and back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ __all__ = [
     "make_generators",
     "pil_to_latents",
     "pil_to_pixels",
+    "pixels_to_latents",
     "pixels_to_pil",
+    "slerp",
 ]
 
 
@@ -44,7 +46,6 @@ def initial_noise(
     )
 
 
-@torch.no_grad()
 def pil_to_latents(
     images: Sequence[Image.Image],
     components: Components,
@@ -52,8 +53,7 @@ def pil_to_latents(
 ) -> torch.Tensor:
     """Pictures of one size -> latents of unit variance, (B, C, h, w) float32.
 
-    The mean of the VAE's posterior, or a draw from it with one generator a picture. Encoded one at
-    a time, so a picture's latents do not depend on its neighbours. Raises UserError for sizes.
+    See ``pixels_to_latents``. Raises UserError for sizes.
     """
     multiple = components.latent_factor
     sizes = {image.size for image in images}
@@ -64,17 +64,43 @@ def pil_to_latents(
         raise UserError(
             f"a picture of {width}x{height} has sides that are no multiples of {multiple}"
         )
+    return pixels_to_latents([pil_to_pixels(image) for image in images], components, generators)
+
+
+@torch.no_grad()
+def pixels_to_latents(
+    pixels: Iterable[torch.Tensor],
+    components: Components,
+    generators: Sequence[torch.Generator] | None = None,
+) -> torch.Tensor:
+    """Pixels from -1 to 1, each (3, H, W) -> latents of unit variance, (B, C, h, w) float32.
+
+    The mean of the VAE's posterior, or a draw from it with one generator a picture. Encoded one at
+    a time, so a picture's latents do not depend on its neighbours.
+    """
     vae = components.vae
     latents = []
-    for index, image in enumerate(images):
-        pixels = pil_to_pixels(image)[None]  # (1, 3, H, W)
-        posterior = vae.encode(pixels.to(components.device, components.dtype)).latent_dist
+    for index, one in enumerate(pixels):
+        posterior = vae.encode(one[None].to(components.device, components.dtype)).latent_dist
         latent = posterior.mean.float()
         if generators is not None:
             noise = initial_noise([generators[index]], tuple(latent.shape[1:]))
             latent = latent + posterior.std.float() * noise.to(latent.device)
         latents.append((latent - components.latent_shift) * components.latent_scale)
     return torch.cat(latents)
+
+
+def slerp(start: torch.Tensor, end: torch.Tensor, weight: float) -> torch.Tensor:
+    """The point between two noises on the arc, not the chord: of noise's own length.
+
+    Shoemake 1985, eq. for Slerp; weight 0 gives ``start``, 1 ``end``; any equal shapes.
+    """
+    cosine = (start * end).sum() / (start.norm() * end.norm())
+    angle = cosine.clamp(-1, 1).acos()
+    if float(angle.sin()) < 1e-4:  # the same or opposite directions: no arc to follow
+        return torch.lerp(start, end, weight)
+    first, second = ((1 - weight) * angle).sin(), (weight * angle).sin()
+    return (first * start + second * end) / angle.sin()
 
 
 @torch.no_grad()

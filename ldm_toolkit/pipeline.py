@@ -1,4 +1,4 @@
-"""LatentPipeline: the models wired to the loop. A Run is one call on its way, a Result its end.
+"""LatentPipeline: the models wired to the loop.
 
 A pipeline holds models and nothing that a call changes, so two streams can run at once.
 """
@@ -6,8 +6,7 @@ A pipeline holds models and nothing that a call changes, so two streams can run 
 import dataclasses
 import functools
 import importlib.metadata
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +16,19 @@ from PIL import Image
 from ldm_toolkit import latents as latents_
 from ldm_toolkit import prompts as prompts_
 from ldm_toolkit import schedulers
-from ldm_toolkit.denoise import Step, StepInfo, denoise
-from ldm_toolkit.errors import LdmToolkitError, UserError
+from ldm_toolkit.denoise import StepInfo, denoise
+from ldm_toolkit.errors import UserError
+from ldm_toolkit.given import Given, batch_of, prompt_list, seed_list
 from ldm_toolkit.guidance import Guidance
 from ldm_toolkit.hardware import cpu_capability
-from ldm_toolkit.images import pixels_sha256
+from ldm_toolkit.models import exchange
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.identity import DEFAULT_MODEL, ModelIdentity
 from ldm_toolkit.models.load import load_components
 from ldm_toolkit.recipe import MAX_SEED, Execution, GenerateOptions, Recipe, resolve
+from ldm_toolkit.run import Result, Run
 
-__all__ = ["LatentPipeline", "Result", "Run"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a call made: pictures, the recipe of each, final latents (B, C, h, w) float32."""
-
-    images: list[Image.Image]
-    recipes: list[Recipe]
-    latents: torch.Tensor
-
-
-class Run:
-    """One call on its way: iterating yields a Step a UNet evaluation, then ``result`` is there.
-
-    ``recipes`` and ``total`` are known before the first step; leaving the loop early cancels.
-    """
-
-    def __init__(
-        self,
-        steps: Iterator[Step],
-        recipes: list[Recipe],
-        total: int,
-        decode: Callable[[torch.Tensor], list[Image.Image]],
-    ) -> None:
-        self.recipes = recipes
-        self.total = total
-        self._steps = steps
-        self._decode = decode
-        self._last: Step | None = None
-        self._result: Result | None = None
-
-    def __iter__(self) -> Iterator[Step]:
-        return self
-
-    def __next__(self) -> Step:
-        self._last = next(self._steps)
-        return self._last
-
-    @property
-    def result(self) -> Result:
-        """Pictures, recipes, latents; decoded at the first use. Raises LdmToolkitError early."""
-        if self._last is None or self._last.index + 1 < self.total:
-            raise LdmToolkitError("the run has no result before its end; iterate it through")
-        if self._result is None:
-            latents = self._last.latents
-            images = self._decode(latents)
-            recipes = [
-                dataclasses.replace(recipe, pixels_sha256=pixels_sha256(image))
-                for recipe, image in zip(self.recipes, images, strict=True)
-            ]
-            self._result = Result(images, recipes, latents)
-        return self._result
+__all__ = ["LatentPipeline"]
 
 
 class LatentPipeline:
@@ -109,6 +58,25 @@ class LatentPipeline:
             scheduler = schedulers.resolve_name(scheduler)  # a typo is found before the loading
         return cls(load_components(model, device=device, dtype=dtype), scheduler=scheduler)
 
+    @classmethod
+    def from_diffusers(cls, pipeline: Any) -> "LatentPipeline":
+        """The networks of a diffusers pipeline (Stable Diffusion 1.x or 2.x), not copied.
+
+        Raises UserError for a pipeline of another kind.
+        """
+        return cls(exchange.from_diffusers(pipeline))
+
+    def to_diffusers(self) -> Any:
+        """diffusers' own pipeline around the same networks, with the model's own scheduler."""
+        return exchange.to_diffusers(self.components, self.make_scheduler())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model in the diffusers layout; unchanged weights keep their bytes.
+
+        Raises CannotWrite, and UserError for a folder that exists.
+        """
+        exchange.save_components(self.components, Path(folder), self.make_scheduler())
+
     @property
     def identity(self) -> ModelIdentity:
         """Name, revision and weights' SHA-256 of the model."""
@@ -121,12 +89,20 @@ class LatentPipeline:
         negative_prompt: str = "",
         steps: int = 50,
         guidance: float = 7.5,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         width: int | None = None,
         height: int | None = None,
         images_per_prompt: int = 1,
         scheduler: str | None = None,
         guidance_rescale: float | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        clip_skip: int = 0,
+        eta: float = 0.0,
+        image: Image.Image | None = None,
+        strength: float | None = None,
+        mask: Image.Image | None = None,
+        latents: torch.Tensor | None = None,
+        batch_size: int | None = None,
     ) -> Result:
         """Draw pictures. The keywords are ``GenerateOptions``'; see ``stream``.
 
@@ -145,32 +121,101 @@ class LatentPipeline:
         negative_prompt: str = "",
         steps: int = 50,
         guidance: float = 7.5,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         width: int | None = None,
         height: int | None = None,
         images_per_prompt: int = 1,
         scheduler: str | None = None,
         guidance_rescale: float | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        clip_skip: int = 0,
+        eta: float = 0.0,
+        image: Image.Image | None = None,
+        strength: float | None = None,
+        mask: Image.Image | None = None,
+        latents: torch.Tensor | None = None,
+        batch_size: int | None = None,
     ) -> Run:
         """The same call as a Run: a loop over Steps outside of the pipeline.
 
-        Image n of prompt p is picture k = p * images_per_prompt + n and has seed + k; its first
-        noise and all noise of its steps come from its own generator. Raises UserError.
+        Image n of prompt p is picture k = p * images_per_prompt + n and has seed + k, or the k-th
+        of a list of seeds; its first noise and all noise of its steps come from its own generator.
+        ``image`` is drawn over, as far as ``strength`` says, where ``mask`` is white; it and the
+        mask are brought to the pictures' size. ``latents`` (B, C, h, w) take the place of the
+        first noise. Fewer pictures than ``batch_size`` are computed as that many, so that they
+        have the bits of a full batch. Raises UserError.
         """
-        texts = _prompt_list(prompt, images_per_prompt)
+        texts = prompt_list(prompt, images_per_prompt)
+        seeds = seed_list(seed, len(texts))
         options = GenerateOptions(
             prompt=texts[0],
             negative_prompt=negative_prompt,
             steps=steps,
             guidance=guidance,
-            seed=seed,
+            seed=seeds[0] if seeds is not None else seed,  # type: ignore[arg-type]
             width=width,
             height=height,
             scheduler=scheduler,
             guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+            clip_skip=clip_skip,
+            eta=eta,
+            strength=strength,
         )
-        recipes, solver = self._recipes(texts, options)
-        return self._run(recipes, solver)
+        given = Given(image, mask, latents)
+        recipes, solver = self._recipes(texts, seeds, options, given, batch_size)
+        return self._run(recipes, solver, given)
+
+    def interpolate(
+        self,
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int],
+        frames: int,
+        **options: Any,
+    ) -> Iterator[Image.Image]:
+        """Pictures on the way from the first prompt and seed to the last, one after the other.
+
+        Embeddings are mixed linearly, the seeds' noise on the arc; a single prompt or seed stays
+        the same all the way. ``options`` are those of a call. ``images.save_animation`` makes a
+        film of them. Raises UserError.
+        """
+        texts = prompt_list(prompts, 1)
+        numbers = [seeds] if isinstance(seeds, int) else list(seeds)
+        points = max(len(texts), len(numbers))
+        if points < 2 or not {len(texts), len(numbers)} <= {1, points}:
+            raise UserError(
+                f"interpolate needs two or more prompts or seeds, not {len(texts)} and "
+                f"{len(numbers)}; of the other one, or as many"
+            )
+        if type(frames) is not int or frames < points:
+            raise UserError(f"frames must be a whole number from {points}, not {frames!r:.80}")
+        texts, numbers = texts * (points // len(texts)), numbers * (points // len(numbers))
+        return (
+            self._frame(texts, numbers, frame * (points - 1) / (frames - 1), options)
+            for frame in range(frames)
+        )
+
+    def _frame(
+        self, texts: list[str], seeds: list[int], place: float, options: dict[str, Any]
+    ) -> Image.Image:
+        """The picture at a place between the points 0, 1, 2, ... of ``interpolate``."""
+        left = min(int(place), len(texts) - 2)
+        weight = place - left
+        runs = []
+        for at in (left, left + 1):
+            asked = GenerateOptions(prompt=texts[at], seed=seeds[at], **options)
+            runs.append(self._recipes([texts[at]], None, asked, Given(), None))
+        ((first,), solver), ((second,), _) = runs
+        noise = latents_.slerp(
+            self.initial_noise(first.seed, first.width, first.height),
+            self.initial_noise(second.seed, second.width, second.height),
+            weight,
+        )
+        conditioning = self._conditioning([first, second]).mix(weight)
+        run = self._run([first], solver, Given(latents=noise), conditioning)
+        for _ in run:
+            pass
+        return run.result.images[0]
 
     def tokenize(self, prompt: str) -> list[int]:
         """The token ids of a prompt, 77 with start, end and padding. Raises UserError if longer."""
@@ -178,7 +223,7 @@ class LatentPipeline:
 
     def encode_prompt(self, prompt: str | Sequence[str]) -> torch.Tensor:
         """Text embeddings, (B, 77, D) in the model's dtype."""
-        texts = _prompt_list(prompt, 1)
+        texts = prompt_list(prompt, 1)
         return prompts_.encode(texts, texts, self.components, guided=False).positive
 
     def make_scheduler(self, name: str | None = None) -> Any:
@@ -220,7 +265,14 @@ class LatentPipeline:
         """Latents (B, C, h, w) as RGB pictures."""
         return latents_.latents_to_pil(latents, self.components)
 
-    def _recipes(self, texts: list[str], options: GenerateOptions) -> tuple[list[Recipe], Any]:
+    def _recipes(
+        self,
+        texts: list[str],
+        seeds: list[int] | None,
+        options: GenerateOptions,
+        given: Given,
+        batch_size: int | None,
+    ) -> tuple[list[Recipe], Any]:
         """The complete recipe of every picture, and the scheduler that they name, steps set."""
         wanted = options.scheduler if options.scheduler is not None else self._defaults.scheduler
         name = schedulers.resolve_name(wanted)
@@ -228,16 +280,26 @@ class LatentPipeline:
         most = schedulers.max_steps(name, config)
         if options.steps > most:
             raise UserError(f"steps must be at most {most} with {name}, not {options.steps}")
+        if options.eta and not schedulers.takes_eta(name):
+            raise UserError(f"{name} knows no eta; ddim and tcd do")
         solver = schedulers.create(name, config)
-        execution = self._execution(schedulers.json_config(solver), len(texts))
-        first = resolve(dataclasses.replace(options, scheduler=name), self._defaults, execution)
-        if first.seed + len(texts) - 1 > MAX_SEED:
+        together = batch_of(batch_size, len(texts))
+        execution = self._execution(schedulers.json_config(solver), together)
+        first = resolve(
+            dataclasses.replace(options, scheduler=name),
+            self._defaults,
+            execution,
+            given.inputs(self.components, len(texts)),
+        )
+        if seeds is None:
+            seeds = [first.seed + index for index in range(len(texts))]
+        recipes = [
+            dataclasses.replace(first, prompt=text, seed=seed, latents_sha256=digest)
+            for text, seed, digest in zip(texts, seeds, given.digests(len(texts)), strict=True)
+        ]
+        if max(seeds) > MAX_SEED:
             highest = MAX_SEED - len(texts) + 1
             raise UserError(f"seed must be at most {highest} for {len(texts)} images")
-        recipes = [
-            dataclasses.replace(first, prompt=text, seed=first.seed + index)
-            for index, text in enumerate(texts)
-        ]
         schedulers.set_steps(solver, options.steps, self.components.device)
         return recipes, solver
 
@@ -257,29 +319,43 @@ class LatentPipeline:
             versions=dict(_versions()),
         )
 
-    def _run(self, recipes: list[Recipe], solver: Any) -> Run:
-        """The run of recipes that differ in prompt and seed only."""
+    def _conditioning(self, recipes: list[Recipe]) -> prompts_.Conditioning:
+        """The text embeddings of recipes."""
+        prompts = [recipe.prompt for recipe in recipes]
+        negatives = [recipe.negative_prompt for recipe in recipes]
+        guided = _guidance(recipes[0]).active
+        return prompts_.encode(prompts, negatives, self.components, guided=guided)
+
+    def _run(
+        self,
+        recipes: list[Recipe],
+        solver: Any,
+        given: Given,
+        conditioning: prompts_.Conditioning | None = None,
+    ) -> Run:
+        """The run of recipes that differ in prompt and seed only, padded to their batch size."""
         first, components = recipes[0], self.components
-        guidance = Guidance(first.guidance, first.guidance_rescale)
-        conditioning = prompts_.encode(
-            [recipe.prompt for recipe in recipes],
-            [recipe.negative_prompt for recipe in recipes],
-            components,
-            guided=guidance.active,
-        )
-        generators = latents_.make_generators([recipe.seed for recipe in recipes])
-        shape = components.latent_shape(first.width, first.height)
-        noise = latents_.initial_noise(generators, shape).to(components.device)
+        missing = first.batch_size - len(recipes)
+        batch = [*recipes, *[recipes[-1]] * missing]
+        if conditioning is None:
+            conditioning = self._conditioning(batch)
+        generators = latents_.make_generators([recipe.seed for recipe in batch])
+        start = given.start(solver, first, components, generators)
         steps = denoise(
-            self._predict,
+            functools.partial(self._predict, start.beside),
             solver,
-            noise * solver.init_noise_sigma,
+            start.latents,
             conditioning,
-            guidance,
+            _guidance(first),
             generators,
             self.latents_to_pil,
+            begin=start.begin,
+            eta=first.eta,
+            blend=start.blend,
         )
-        return Run(steps, recipes, len(solver.timesteps), self.latents_to_pil)
+        if missing:
+            steps = (step.first(len(recipes)) for step in steps)
+        return Run(steps, recipes, len(solver.timesteps) - start.begin, self.latents_to_pil)
 
     @torch.no_grad()
     def _unet(
@@ -296,28 +372,20 @@ class LatentPipeline:
 
     def _predict(
         self,
+        beside: torch.Tensor | None,
         latents: torch.Tensor,
         timestep: torch.Tensor,
         conditioning: prompts_.Conditioning,
         step: StepInfo,
     ) -> torch.Tensor:
         """The UNet as the loop wants it: both halves in one batch when guided."""
-        doubled = torch.cat([latents, latents]) if step.guided else latents
+        seen = latents if beside is None else torch.cat([latents, beside], dim=1)
+        doubled = torch.cat([seen, seen]) if step.guided else seen
         return self._unet(doubled, timestep, conditioning.batch(step.guided))
 
 
-def _prompt_list(prompt: str | Sequence[str], images_per_prompt: int) -> list[str]:
-    """One prompt a picture: prompt p comes images_per_prompt times. Raises UserError."""
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise UserError("prompt must be a text or a list of texts")
-    if not texts:
-        raise UserError("the list of prompts is empty")
-    if type(images_per_prompt) is not int or images_per_prompt < 1:
-        raise UserError(
-            f"images_per_prompt must be a whole number from 1, not {images_per_prompt!r:.80}"
-        )
-    return [text for text in texts for _ in range(images_per_prompt)]
+def _guidance(recipe: Recipe) -> Guidance:
+    return Guidance(recipe.guidance, recipe.guidance_rescale, recipe.guidance_interval)
 
 
 @functools.cache

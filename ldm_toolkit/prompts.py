@@ -19,6 +19,13 @@ class Conditioning:
     positive: torch.Tensor
     negative: torch.Tensor | None = None
 
+    def mix(self, weight: float) -> "Conditioning":
+        """Of two pictures' embeddings the one between: weight 0 is the first, 1 the second."""
+        positive = torch.lerp(self.positive[:1], self.positive[1:], weight)
+        if self.negative is None:
+            return Conditioning(positive)
+        return Conditioning(positive, torch.lerp(self.negative[:1], self.negative[1:], weight))
+
     def batch(self, guided: bool) -> torch.Tensor:
         """What the UNet gets: (2B, T, D) with the negative half first, or (B, T, D)."""
         if not guided:

@@ -6,19 +6,20 @@ resolved into a frozen ``Recipe``; only recipes run. Level 1: no torch.
 
 import dataclasses
 import json
-import math
 import re
 import secrets
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ldm_toolkit.errors import UserError, suggestion
+from ldm_toolkit.infotext import infotext
+from ldm_toolkit.values import number_problem, range_problem, text_problem
 
 __all__ = [
     "MAX_SEED",
     "Execution",
     "GenerateOptions",
+    "Inputs",
     "ModelDefaults",
     "Recipe",
     "resolve",
@@ -27,44 +28,13 @@ __all__ = [
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 8192
 MAX_STEPS = 1000
+MAX_LAYERS = 64
 _MAX_JSON = 1 << 20
 
 
 def _help(text: str, default: Any = dataclasses.MISSING) -> Any:
     """A dataclass field with its help text."""
     return field(default=default, metadata={"help": text})
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    """A finite int or float; an int too large for a float is no number here."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _range_problem(name: str, value: object, low: int, high: int) -> list[str]:
-    """A line about a value that is no whole number from low to high, or nothing."""
-    if _is_whole(value) and low <= value <= high:  # type: ignore[operator]
-        return []
-    return [f"{name} must be a whole number from {low} to {high}, not {value!r:.80}"]
-
-
-def _text_problem(name: str, value: object) -> list[str]:
-    """A line about a value that is no text that UTF-8 can hold, or nothing."""
-    if not isinstance(value, str):
-        return [f"{name} must be text, not {type(value).__name__}"]
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return [f"{name} is not valid Unicode text; check the terminal's or the file's encoding"]
-    return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,25 +55,36 @@ class GenerateOptions:
     guidance_rescale: float | None = _help(
         "pull a guided picture's contrast back, 0 to 1 (Lin et al. 2023)", None
     )
+    guidance_interval: tuple[float, float] = _help(
+        "guide only from START up to STOP, fractions of the steps (Kynkäänniemi et al. 2024)",
+        (0.0, 1.0),
+    )
+    clip_skip: int = _help("leave out the last N layers of the text encoder", 0)
+    eta: float = _help("share of fresh noise in each step, for ddim and tcd; 0 is none", 0.0)
+    strength: float | None = _help(
+        "how far an image is redrawn, 0 to 1; 0.75 by default, 1 with a mask", None
+    )
 
     def __post_init__(self) -> None:
-        problems = _text_problem("prompt", self.prompt)
-        problems += _text_problem("negative_prompt", self.negative_prompt)
-        problems += _range_problem("steps", self.steps, 1, MAX_STEPS)
-        if not _is_number(self.guidance) or not 0 <= self.guidance <= 1000:
-            problems.append(f"guidance must be a number from 0 to 1000, not {self.guidance!r:.80}")
+        problems = text_problem("prompt", self.prompt)
+        problems += text_problem("negative_prompt", self.negative_prompt)
+        problems += range_problem("steps", self.steps, 1, MAX_STEPS)
+        problems += number_problem("guidance", self.guidance, 1000)
         if self.seed is not None:
-            problems += _range_problem("seed", self.seed, 0, MAX_SEED)
+            problems += range_problem("seed", self.seed, 0, MAX_SEED)
         for name in ("width", "height"):
             value = getattr(self, name)
             if value is not None:
-                problems += _range_problem(name, value, 1, MAX_SIDE)
+                problems += range_problem(name, value, 1, MAX_SIDE)
         if self.scheduler is not None and not isinstance(self.scheduler, str):
             kind = type(self.scheduler).__name__
             problems.append(f"scheduler must be a name, not {kind}")
-        rescale = self.guidance_rescale
-        if rescale is not None and not (_is_number(rescale) and 0 <= rescale <= 1):
-            problems.append(f"guidance_rescale must be a number from 0 to 1, not {rescale!r:.80}")
+        for name in ("guidance_rescale", "strength"):
+            if getattr(self, name) is not None:
+                problems += number_problem(name, getattr(self, name), 1)
+        problems += _interval_problem(self.guidance_interval)
+        problems += range_problem("clip_skip", self.clip_skip, 0, MAX_LAYERS)
+        problems += number_problem("eta", self.eta, 1)
         if problems:
             raise UserError("; ".join(problems))
 
@@ -137,11 +118,22 @@ class Execution:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What goes in beside the text: hashes of RGB pixels, of float32 latents; the image's size."""
+
+    image_sha256: str | None = None
+    mask_sha256: str | None = None
+    latents_sha256: str | None = None
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that makes one picture again; plain data, safe to read from a stranger's file.
 
-    ``model`` holds name, revision and sha256 of the weights; ``pixels_sha256`` is the hash of the
-    finished picture's RGB pixels, None before it exists. Raises UserError for wrong types.
+    ``model`` holds name, revision and sha256 of the weights. ``pixels_sha256`` is the hash of the
+    finished picture's RGB pixels, None before it exists; the other hashes are of inputs, None
+    where there was none. Raises UserError for wrong types.
     """
 
     schema: int = 1
@@ -164,9 +156,18 @@ class Recipe:
     batch_size: int
     attention: str
     versions: dict[str, str]
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    clip_skip: int = 0
+    eta: float = 0.0
+    strength: float | None = None
+    image_sha256: str | None = None
+    mask_sha256: str | None = None
+    latents_sha256: str | None = None
     pixels_sha256: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.guidance_interval, list):  # JSON knows no tuple
+            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         problems = _recipe_problems(self)
         if problems:
             raise UserError(f"not a recipe: {'; '.join(problems)}")
@@ -202,47 +203,46 @@ class Recipe:
         return cls(**data)
 
     def parameters_text(self) -> str:
-        """The text that the web UIs write and read; the JSON stays the truth.
-
-        Grammar of AUTOMATIC1111's infotext: prompt, ``Negative prompt:`` line, one line of
-        ``Key: value`` pairs. Prompts are folded to one line so that they forge no field.
-        """
-        sampler, schedule = _web_ui_sampler(self.scheduler)
-        pairs: list[tuple[str, object]] = [("Steps", self.steps), ("Sampler", sampler)]
-        if schedule:
-            pairs.append(("Schedule type", schedule))
-        pairs += [
-            ("CFG scale", f"{self.guidance:g}"),
-            ("Seed", self.seed),
-            ("Size", f"{self.width}x{self.height}"),
-            ("Model hash", str(self.model.get("sha256", ""))[:10]),
-            ("Model", self.model.get("name", "")),
-        ]
-        if self.guidance_rescale:
-            pairs.append(("CFG Rescale phi", f"{self.guidance_rescale:g}"))
-        pairs.append(("Version", f"ldm_toolkit {self.versions.get('ldm_toolkit', '')}".strip()))
-        lines = [_one_line(self.prompt)]
-        if self.negative_prompt:
-            lines.append(f"Negative prompt: {_one_line(self.negative_prompt)}")
-        lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs))
-        return "\n".join(lines)
+        """The text that the web UIs write and read; the JSON stays the truth."""
+        return infotext(self)
 
 
-def resolve(options: GenerateOptions, defaults: ModelDefaults, execution: Execution) -> Recipe:
-    """The complete recipe of what was asked: gaps filled from the model, the seed drawn.
+def resolve(
+    options: GenerateOptions,
+    defaults: ModelDefaults,
+    execution: Execution,
+    inputs: Inputs = Inputs(),
+) -> Recipe:
+    """The complete recipe of what was asked: gaps filled from model and image, the seed drawn.
 
     ``options.scheduler`` must be a canonical name already. Raises UserError for sizes that the
-    model cannot draw.
+    model cannot draw and for a strength that has nothing to act on.
     """
-    width = options.width if options.width is not None else defaults.width
-    height = options.height if options.height is not None else defaults.height
+    own = (defaults.width, defaults.height)
+    if inputs.size is not None:  # a few pixels less, where the image does not fit the latents
+        own = tuple(max(1, side // defaults.multiple) * defaults.multiple for side in inputs.size)
+    width = options.width if options.width is not None else own[0]
+    height = options.height if options.height is not None else own[1]
     problems = [
         *_size_problem("width", width, defaults.multiple),
         *_size_problem("height", height, defaults.multiple),
     ]
+    strength = options.strength
+    if inputs.image_sha256 is None:
+        if inputs.mask_sha256 is not None:
+            problems.append("a mask needs the image that it masks")
+        if strength is not None:
+            problems.append("strength needs an image: it says how far that is redrawn")
+    elif strength is None:
+        strength = 0.75 if inputs.mask_sha256 is None else 1.0
+    if strength is not None and int(options.steps * strength) < 1:
+        problems.append(
+            f"strength {strength:g} leaves none of {options.steps} steps; raise one of the two"
+        )
     if problems:
         raise UserError("; ".join(problems))
     rescale = options.guidance_rescale
+    start, stop = options.guidance_interval
     return Recipe(
         prompt=options.prompt,
         negative_prompt=options.negative_prompt,
@@ -253,8 +253,30 @@ def resolve(options: GenerateOptions, defaults: ModelDefaults, execution: Execut
         scheduler=options.scheduler if options.scheduler is not None else defaults.scheduler,
         width=width,
         height=height,
+        guidance_interval=(float(start), float(stop)),
+        clip_skip=options.clip_skip,
+        eta=float(options.eta),
+        strength=float(strength) if strength is not None else None,
+        image_sha256=inputs.image_sha256,
+        mask_sha256=inputs.mask_sha256,
+        latents_sha256=inputs.latents_sha256,
         **{item.name: getattr(execution, item.name) for item in dataclasses.fields(execution)},
     )
+
+
+def _interval_problem(value: object) -> list[str]:
+    """A line about a guidance interval that is no (start, stop) within 0 and 1, or nothing."""
+    if (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and not any(number_problem("", end, 1) for end in value)
+        and value[0] <= value[1]
+    ):
+        return []
+    return [
+        "guidance_interval must be (start, stop), fractions of the steps with "
+        f"0 <= start <= stop <= 1, not {value!r:.80}"
+    ]
 
 
 def _size_problem(name: str, value: int, multiple: int) -> list[str]:
@@ -282,6 +304,7 @@ _WHOLES = {
     "height": (1, MAX_SIDE),
     "threads": (1, 1 << 16),
     "batch_size": (1, 1 << 16),
+    "clip_skip": (0, MAX_LAYERS),
 }
 
 
@@ -289,13 +312,14 @@ def _recipe_problems(recipe: Recipe) -> list[str]:
     """Every wrong type or range in a recipe's fields, one line each."""
     problems = []
     for name in _TEXTS:
-        problems += _text_problem(name, getattr(recipe, name))
+        problems += text_problem(name, getattr(recipe, name))
     for name, (low, high) in _WHOLES.items():
-        problems += _range_problem(name, getattr(recipe, name), low, high)
-    for name, high in (("guidance", 1000), ("guidance_rescale", 1)):
-        value = getattr(recipe, name)
-        if not _is_number(value) or not 0 <= value <= high:
-            problems.append(f"{name} must be a number from 0 to {high}, not {value!r:.80}")
+        problems += range_problem(name, getattr(recipe, name), low, high)
+    for name, high in (("guidance", 1000), ("guidance_rescale", 1), ("eta", 1)):
+        problems += number_problem(name, getattr(recipe, name), high)
+    if recipe.strength is not None:
+        problems += number_problem("strength", recipe.strength, 1)
+    problems += _interval_problem(recipe.guidance_interval)
     for name in ("scheduler_config", "model", "versions"):
         if not isinstance(getattr(recipe, name), dict):
             problems.append(f"{name} must be an object")
@@ -303,58 +327,13 @@ def _recipe_problems(recipe: Recipe) -> list[str]:
         value = getattr(recipe, name)
         if isinstance(value, dict) and not all(isinstance(item, str) for item in value.values()):
             problems.append(f"{name} must hold texts only")
-    pixels = recipe.pixels_sha256
-    is_hash = isinstance(pixels, str) and re.fullmatch("[0-9a-f]{64}", pixels)
-    if pixels is not None and not is_hash:
-        problems.append("pixels_sha256 must be 64 hex digits or null")
+    for name in ("image_sha256", "mask_sha256", "latents_sha256", "pixels_sha256"):
+        value = getattr(recipe, name)
+        is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+        if value is not None and not is_hash:
+            problems.append(f"{name} must be 64 hex digits or null")
     return problems
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number that JSON knows")
-
-
-# The names AUTOMATIC1111 gives to the samplers; schedulers.py reads them as aliases.
-_WEB_UI_SAMPLERS: Mapping[str, str] = {
-    "ddpm": "DDPM",
-    "ddim": "DDIM",
-    "lms": "LMS",
-    "pndm": "PLMS",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "dpm2": "DPM2",
-    "dpm2_a": "DPM2 a",
-    "dpm++_2m": "DPM++ 2M",
-    "dpm++_2m_sde": "DPM++ 2M SDE",
-    "dpm++_sde": "DPM++ SDE",
-    "unipc": "UniPC",
-    "deis": "DEIS",
-    "lcm": "LCM",
-    "tcd": "TCD",
-}
-_WEB_UI_SCHEDULES: Sequence[str] = ("Karras", "Exponential", "Beta")
-
-
-def _web_ui_sampler(name: str) -> tuple[str, str]:
-    """A scheduler's name as the web UIs' sampler and schedule type (empty for the plain one)."""
-    for schedule in _WEB_UI_SCHEDULES:
-        base = name.removesuffix(f"_{schedule.lower()}")
-        if base != name and base in _WEB_UI_SAMPLERS:
-            return _WEB_UI_SAMPLERS[base], schedule
-    return _WEB_UI_SAMPLERS.get(name, name), ""
-
-
-def _one_line(prompt: str) -> str:
-    """A prompt that no reader takes for another field: one line, no field name before a colon.
-
-    CLIP's tokenizer gives the same tokens for ``steps:`` and ``steps :``.
-    """
-    folded = " ".join(prompt.split())
-    return re.sub(r"(negative prompt|steps):", r"\1 :", folded, flags=re.IGNORECASE)
-
-
-def _quoted(value: object) -> str:
-    """A value as the web UIs quote it: JSON where it holds a separator."""
-    text = str(value)
-    return json.dumps(text, ensure_ascii=False) if re.search(r'[,:"\n\r]', text) else text

@@ -12,7 +12,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ldm_toolkit.errors import UserError, suggestion
@@ -26,6 +26,7 @@ __all__ = [
     "names",
     "resolve_name",
     "set_steps",
+    "takes_eta",
 ]
 
 ENTRY_POINTS = "ldm_toolkit.schedulers"
@@ -34,13 +35,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Entry:
-    """One scheduler: its class, what the name fixes, what holds where the model says nothing."""
+    """One scheduler: its class, what the name fixes, what holds where the model says nothing.
+
+    ``eta``: its steps take a share of noise.
+    """
 
     target: str
     about: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     spacings: bool = False
+    eta: bool = False
 
 
 _PACKAGE = "diffusers.schedulers.scheduling_"
@@ -48,7 +53,9 @@ _SIGMAS = ("karras", "exponential", "beta")
 _DPM = {"use_lu_lambdas": False, "use_flow_sigmas": False}
 _BASE: dict[str, _Entry] = {
     "ddpm": _Entry("ddpm:DDPMScheduler", "ancestral sampling of the training chain, adds noise"),
-    "ddim": _Entry("ddim:DDIMScheduler", "deterministic, the reference for few surprises"),
+    "ddim": _Entry(
+        "ddim:DDIMScheduler", "deterministic, the reference for few surprises", eta=True
+    ),
     "lms": _Entry("lms_discrete:LMSDiscreteScheduler", "linear multistep, order 4", spacings=True),
     "pndm": _Entry(
         "pndm:PNDMScheduler",
@@ -109,7 +116,7 @@ _BASE: dict[str, _Entry] = {
         spacings=True,
     ),
     "lcm": _Entry("lcm:LCMScheduler", "for latent consistency models, 1 to 8 steps"),
-    "tcd": _Entry("tcd:TCDScheduler", "for trajectory consistency models, 1 to 8 steps"),
+    "tcd": _Entry("tcd:TCDScheduler", "for trajectory consistency models, 1 to 8 steps", eta=True),
 }
 
 
@@ -120,7 +127,7 @@ def _builtin_entries() -> dict[str, _Entry]:
         target = _PACKAGE + base.target
         flags = {f"use_{other}_sigmas": False for other in _SIGMAS} if base.spacings else {}
         fixed = {**base.fixed, **flags}
-        entries[name] = _Entry(target, base.about, fixed, base.defaults)
+        entries[name] = replace(base, target=target, fixed=fixed)
         for sigmas in _SIGMAS if base.spacings else ():
             about = f"{base.about}; {sigmas} noise levels"
             spaced = {**fixed, f"use_{sigmas}_sigmas": True}
@@ -211,12 +218,11 @@ def create(name: str, scheduler_config: Mapping[str, Any]) -> Any:
     What the name fixes (the solver, the spacing) wins over the config. Raises UserError.
     """
     entry = _entries()[resolve_name(name)]
-    module, _, attribute = entry.target.partition(":")
-    try:
-        scheduler_class = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"the scheduler {name} cannot be imported: {error}") from error
-    if scheduler_config.get("prediction_type") == "sample" and attribute in _NO_SAMPLE:
+    scheduler_class = _class_of(name)
+    if (
+        scheduler_config.get("prediction_type") == "sample"
+        and scheduler_class.__name__ in _NO_SAMPLE
+    ):
         raise UserError(f"{name} cannot run a model that predicts the sample; take ddim")
     # The config of another scheduler has keys that this one does not know: diffusers warns of each.
     known = inspect.signature(scheduler_class.__init__).parameters
@@ -227,6 +233,15 @@ def create(name: str, scheduler_config: Mapping[str, Any]) -> Any:
         raise UserError(f"the scheduler {name} cannot run this model: {error}") from error
 
 
+def _class_of(name: str) -> Any:
+    """The class behind a scheduler's name, imported now. Raises UserError."""
+    module, _, attribute = _entries()[resolve_name(name)].target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the scheduler {name} cannot be imported: {error}") from error
+
+
 def max_steps(name: str, scheduler_config: Mapping[str, Any]) -> int:
     """The most steps that a scheduler can do with a model's scheduler_config."""
     trained = int(scheduler_config.get("num_train_timesteps", 1000))
@@ -234,6 +249,14 @@ def max_steps(name: str, scheduler_config: Mapping[str, Any]) -> int:
         return min(trained, int(scheduler_config.get("original_inference_steps", 50)))
     # At as many steps as were trained diffusers' multistep solvers divide by zero.
     return max(1, trained - 1)
+
+
+def takes_eta(name: str) -> bool:
+    """Whether a scheduler's steps add a chosen share of noise (DDIM's eta). Raises UserError."""
+    known = _ENTRIES.get(resolve_name(name))
+    if known is not None:  # answered without importing the class
+        return known.eta
+    return "eta" in inspect.signature(_class_of(name).step).parameters
 
 
 def set_steps(scheduler: Any, steps: int, device: Any = None) -> int:

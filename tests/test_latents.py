@@ -6,7 +6,13 @@ import torch
 from PIL import Image
 
 from ldm_toolkit.errors import UserError
-from ldm_toolkit.latents import initial_noise, make_generators, pil_to_latents, pixels_to_pil
+from ldm_toolkit.latents import (
+    initial_noise,
+    make_generators,
+    pil_to_latents,
+    pixels_to_pil,
+    slerp,
+)
 from ldm_toolkit.pipeline import LatentPipeline
 
 SHAPE = (4, 8, 8)
@@ -71,3 +77,19 @@ class TestPictures:
     def test_sizes_that_do_not_fit(self, pipe: LatentPipeline, sizes: list) -> None:
         with pytest.raises(UserError):
             pipe.pil_to_latents([Image.new("RGB", size) for size in sizes])
+
+
+def test_slerp_follows_the_arc() -> None:
+    """On two orthogonal vectors it is a circle; on noise it keeps the length."""
+    x, y = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])
+    for weight in (0.0, 0.25, 0.5, 1.0):
+        angle = torch.tensor(weight * torch.pi / 2)
+        expected = 2 * torch.stack([angle.cos(), angle.sin()])
+        assert torch.allclose(slerp(x, y, weight), expected, atol=1e-6)
+    one, two = initial_noise([1, 2], (4, 64, 64))
+    assert torch.equal(slerp(one, two, 0.0), one)
+    assert torch.allclose(slerp(one, two, 1.0), two, atol=1e-6)
+    assert float(slerp(one, two, 0.5).std()) == pytest.approx(1.0, abs=0.02)
+    assert float(torch.lerp(one, two, 0.5).std()) < 0.75
+    assert torch.equal(slerp(one, one, 0.3), one)
+    assert torch.isfinite(slerp(one, -one, 0.5)).all()

@@ -16,8 +16,9 @@ from ldm_toolkit.errors import LdmToolkitError, NumericalError, UserError
 from ldm_toolkit.guidance import combine
 from ldm_toolkit.images import pixels_sha256
 from ldm_toolkit.models.load import load_components
-from ldm_toolkit.pipeline import LatentPipeline, Run
+from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.recipe import MAX_SEED, Recipe
+from ldm_toolkit.run import Run
 
 PROMPT = "a dog wearing a hat"
 NOISY = ["ddpm", "euler_a", "dpm2_a", "dpm++_2m_sde", "dpm++_sde", "lcm"]
@@ -186,6 +187,139 @@ class TestGuidance:
         assert (negative - alone).abs().max() < 1e-4
 
 
+class TestGuidanceInterval:
+    @pytest.mark.parametrize(
+        ("interval", "batches"),
+        [
+            ((0.0, 1.0), [2, 2, 2, 2, 2]),
+            ((0.2, 0.6), [1, 2, 2, 1, 1]),
+            ((0.5, 1.0), [1, 1, 1, 2, 2]),
+            ((0.0, 0.0), [1, 1, 1, 1, 1]),
+            ((0.4, 0.4), [1, 1, 1, 1, 1]),
+        ],
+    )
+    def test_half_open_in_fractions_of_the_steps(
+        self,
+        pipe: LatentPipeline,
+        monkeypatch: pytest.MonkeyPatch,
+        interval: tuple[float, float],
+        batches: list[int],
+    ) -> None:
+        seen = unet_batches(pipe, monkeypatch)
+        result = pipe(PROMPT, steps=5, seed=1, scheduler="ddim", guidance_interval=interval)
+        assert seen == batches
+        assert result.recipes[0].guidance_interval == interval
+
+    def test_both_evaluations_of_a_step_are_alike(
+        self, pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = unet_batches(pipe, monkeypatch)
+        pipe(PROMPT, steps=4, seed=1, scheduler="heun", guidance_interval=(0.25, 0.75))
+        assert seen == [1, 1, 2, 2, 2, 2, 1]
+
+    def test_of_the_executed_steps(
+        self, pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Image-to-image leaves steps out; the fractions are of those that are left."""
+        seen = unet_batches(pipe, monkeypatch)
+        image = Image.new("RGB", (64, 64), "red")
+        options: dict[str, Any] = {"image": image, "strength": 0.5, "scheduler": "ddim"}
+        pipe(PROMPT, steps=8, seed=1, guidance_interval=(0.0, 0.5), **options)
+        assert seen == [2, 2, 1, 1]
+
+    def test_outside_of_it_the_prompt_stands_alone(self, pipe: LatentPipeline) -> None:
+        options: dict[str, Any] = {"steps": 3, "seed": 1, "scheduler": "ddim"}
+        never = pipe(PROMPT, guidance_interval=(0.0, 0.0), **options).latents
+        assert torch.equal(never, pipe(PROMPT, guidance=1.0, **options).latents)
+
+
+class TestBatch:
+    @pytest.mark.parametrize("dtype", ["float32", "bf16"])
+    @pytest.mark.parametrize("name", ["ddim", "euler_a"])
+    def test_bits_depend_neither_on_the_place_nor_on_the_neighbours(
+        self, tiny_model: Path, name: str, dtype: str
+    ) -> None:
+        pipe = LatentPipeline.from_pretrained(tiny_model, device="cpu", dtype=dtype)
+        options: dict[str, Any] = {"steps": 3, "scheduler": name, "batch_size": 4}
+        alone = pipe(PROMPT, seed=7, **options)
+        assert alone.latents.shape[0] == len(alone.images) == 1
+        for place in range(4):
+            prompts, seeds = ["a cat"] * 4, [100, 200, 300, 400]
+            prompts[place], seeds[place] = PROMPT, 7
+            full = pipe(prompts, seed=seeds, **options)
+            assert torch.equal(full.latents[place], alone.latents[0])
+            assert full.images[place].tobytes() == alone.images[0].tobytes()
+            assert full.recipes[place] == alone.recipes[0]
+
+    def test_steps_show_the_asked_pictures_only(self, pipe: LatentPipeline) -> None:
+        for step in pipe.stream(PROMPT, steps=2, seed=1, images_per_prompt=2, batch_size=3):
+            assert step.latents.shape[0] == step.denoised.shape[0] == len(step.previews()) == 2
+
+    @pytest.mark.parametrize("wrong", [0, 1, True, 2.0, "4"])
+    def test_wrong_sizes(self, pipe: LatentPipeline, wrong: Any) -> None:
+        with pytest.raises(UserError, match="batch_size must be a whole number from 2"):
+            pipe.stream(PROMPT, images_per_prompt=2, batch_size=wrong)
+
+
+class TestSeedList:
+    def test_each_picture_has_its_own(self, pipe: LatentPipeline) -> None:
+        result = pipe(PROMPT, images_per_prompt=3, seed=[9, 0, 9], steps=2)
+        assert [recipe.seed for recipe in result.recipes] == [9, 0, 9]
+        assert torch.equal(result.latents[0], result.latents[2])
+        assert not torch.equal(result.latents[0], result.latents[1])
+
+    @pytest.mark.parametrize("wrong", [[], [1], [1, 2, 3], [1, -1], [1, None], [1, True]])
+    def test_wrong_lists(self, pipe: LatentPipeline, wrong: list) -> None:
+        with pytest.raises(UserError, match="a list of seeds needs 2"):
+            pipe.stream(PROMPT, images_per_prompt=2, seed=wrong)
+
+
+class TestInterpolate:
+    @pytest.mark.parametrize("name", ["ddim", "euler_a"])
+    def test_the_ends_are_the_pictures_of_a_call(self, pipe: LatentPipeline, name: str) -> None:
+        options: dict[str, Any] = {"steps": 3, "scheduler": name, "guidance": 3.0}
+        frames = list(pipe.interpolate([PROMPT, "a cat"], [3, 9], 3, **options))
+        first, last = pipe(PROMPT, seed=3, **options), pipe("a cat", seed=9, **options)
+        assert frames[0].tobytes() == first.images[0].tobytes()
+        if name == "ddim":  # a stochastic scheduler's noise is that of the seed on the left
+            difference = np.asarray(frames[-1], int) - np.asarray(last.images[0], int)
+            assert np.abs(difference).max() <= 1
+        assert frames[1].tobytes() not in (frames[0].tobytes(), frames[2].tobytes())
+
+    def test_points_on_the_way_are_met(self, pipe: LatentPipeline) -> None:
+        options: dict[str, Any] = {"steps": 2, "scheduler": "ddim"}
+        frames = list(pipe.interpolate(PROMPT, [1, 2, 3], 5, **options))
+        assert len(frames) == 5
+        for seed, frame in zip((1, 2), (frames[0], frames[2]), strict=True):
+            alone = pipe(PROMPT, seed=seed, **options).images[0]
+            difference = np.asarray(frame, int) - np.asarray(alone, int)
+            assert np.abs(difference).max() <= 1
+
+    def test_nothing_is_drawn_before_it_is_asked_for(
+        self, pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = unet_batches(pipe, monkeypatch)
+        frames = pipe.interpolate(PROMPT, [1, 2], 9, steps=1, scheduler="ddim")
+        assert seen == []
+        next(frames)
+        assert seen == [2]
+
+    @pytest.mark.parametrize(
+        ("prompts", "seeds", "frames"),
+        [
+            (PROMPT, 1, 5),
+            (PROMPT, [1], 5),
+            ([PROMPT, "b"], [1, 2, 3], 5),
+            (PROMPT, [1, 2], 1),
+            (PROMPT, [1, 2], 2.5),
+            (PROMPT, [1, -2], 5),
+        ],
+    )
+    def test_wrong_use(self, pipe: LatentPipeline, prompts: Any, seeds: Any, frames: Any) -> None:
+        with pytest.raises(UserError):
+            list(pipe.interpolate(prompts, seeds, frames, steps=1))
+
+
 class TestOptions:
     @pytest.mark.parametrize(
         ("options", "words"),
@@ -200,6 +334,11 @@ class TestOptions:
             ({"guidance": float("nan")}, "guidance must be a number"),
             ({"guidance_rescale": 1.5}, "guidance_rescale must be a number from 0 to 1"),
             ({"seed": -1}, "seed must be"),
+            ({"guidance_interval": (0.6, 0.2)}, "guidance_interval must be"),
+            ({"clip_skip": -1}, "clip_skip must be"),
+            ({"eta": 0.5, "scheduler": "euler"}, "euler knows no eta"),
+            ({"strength": 0.5}, "strength needs an image"),
+            ({"mask": Image.new("L", (64, 64))}, "a mask needs the image"),
             ({"images_per_prompt": 0}, "images_per_prompt must be"),
             ({"images_per_prompt": True}, "images_per_prompt must be"),
             ({"negative_prompt": "cat " * 200}, "tokens, .* more than the 75 that fit"),

@@ -12,13 +12,14 @@ from samples import HOSTILE_TEXTS, recipe
 
 from ldm_toolkit import schedulers
 from ldm_toolkit.errors import UserError
+from ldm_toolkit.infotext import _web_ui_sampler
 from ldm_toolkit.recipe import (
     MAX_SEED,
     Execution,
     GenerateOptions,
+    Inputs,
     ModelDefaults,
     Recipe,
-    _web_ui_sampler,
     resolve,
 )
 
@@ -81,7 +82,12 @@ class TestOptions:
             {"width": 64.0}, {"height": -8}, {"height": "64"}, {"scheduler": 5},
             {"guidance_rescale": 1.1}, {"guidance_rescale": -0.1}, {"prompt": None},
             {"prompt": b"a"}, {"prompt": "\ud800"}, {"negative_prompt": 5},
-            {"negative_prompt": None}, {"prompt": ["a"]},
+            {"negative_prompt": None}, {"prompt": ["a"]}, {"guidance_interval": (0.5, 0.4)},
+            {"guidance_interval": (-0.1, 1)}, {"guidance_interval": (0, 1.1)},
+            {"guidance_interval": 0.5}, {"guidance_interval": (0.1,)},
+            {"guidance_interval": (float("nan"), 1)}, {"clip_skip": -1}, {"clip_skip": 1.0},
+            {"eta": -0.1}, {"eta": 1.1}, {"eta": None}, {"strength": 1.1}, {"strength": -0.1},
+            {"strength": "1"},
         ],
         ids=repr,
     )  # fmt: skip
@@ -131,6 +137,49 @@ class TestResolve:
         assert "nearest is 64" in str(caught.value)
         assert "height must be a multiple of 8, not 100" in str(caught.value)
 
+    @pytest.mark.parametrize(
+        ("options", "inputs", "expected"),
+        [
+            ({}, {"image_sha256": "a" * 64}, 0.75),
+            ({}, {"image_sha256": "a" * 64, "mask_sha256": "b" * 64}, 1.0),
+            ({"strength": 0.5}, {"image_sha256": "a" * 64}, 0.5),
+            ({"strength": 0.5}, {"image_sha256": "a" * 64, "mask_sha256": "b" * 64}, 0.5),
+            ({}, {}, None),
+        ],
+    )
+    def test_strength(self, options: dict, inputs: dict, expected: float | None) -> None:
+        found = resolve(
+            GenerateOptions(prompt="a", **options), DEFAULTS, execution(), Inputs(**inputs)
+        )
+        assert found.strength == expected
+        assert found.image_sha256 == inputs.get("image_sha256")
+        assert found.mask_sha256 == inputs.get("mask_sha256")
+
+    @pytest.mark.parametrize(
+        ("options", "inputs", "told"),
+        [
+            ({"strength": 0.5}, {}, "strength needs an image"),
+            ({}, {"mask_sha256": "b" * 64}, "a mask needs the image"),
+            ({"strength": 0.0}, {"image_sha256": "a" * 64}, "strength 0 leaves none of 50 steps"),
+            ({"strength": 0.1, "steps": 9}, {"image_sha256": "a" * 64}, "leaves none of 9 steps"),
+        ],
+    )
+    def test_strength_with_nothing_to_act_on(self, options: dict, inputs: dict, told: str) -> None:
+        with pytest.raises(UserError, match=told):
+            resolve(GenerateOptions(prompt="a", **options), DEFAULTS, execution(), Inputs(**inputs))
+
+    @pytest.mark.parametrize(
+        ("size", "expected"), [((100, 67), (96, 64)), ((64, 64), (64, 64)), ((3, 9), (8, 8))]
+    )
+    def test_the_images_size_counts_before_the_models(
+        self, size: tuple[int, int], expected: tuple[int, int]
+    ) -> None:
+        inputs = Inputs(image_sha256="a" * 64, size=size)
+        found = resolve(GenerateOptions(prompt="a"), DEFAULTS, execution(), inputs)
+        assert (found.width, found.height) == expected
+        asked = resolve(GenerateOptions(prompt="a", width=72), DEFAULTS, execution(), inputs)
+        assert (asked.width, asked.height) == (72, expected[1])
+
     def test_random_seeds_differ(self) -> None:
         seeds = {resolve(GenerateOptions(prompt="a"), DEFAULTS, execution()).seed for _ in range(9)}
         assert len(seeds) == 9
@@ -158,7 +207,9 @@ class TestJson:
             {"guidance": -1}, {"guidance_rescale": 2}, {"width": 0}, {"width": 10**9},
             {"model": "storybook"}, {"model": {"name": 5}}, {"versions": []},
             {"scheduler_config": 5}, {"pixels_sha256": "x"}, {"pixels_sha256": 5}, {"threads": 0},
-            {"dtype": 32}, {"schema": True}, {"batch_size": 0},
+            {"dtype": 32}, {"schema": True}, {"batch_size": 0}, {"guidance_interval": [1]},
+            {"guidance_interval": [0.5, 0.1]}, {"clip_skip": "2"}, {"eta": 2}, {"strength": 5},
+            {"image_sha256": "../../etc/passwd"}, {"mask_sha256": 5}, {"latents_sha256": "A" * 64},
         ],
         ids=repr,
     )  # fmt: skip
@@ -192,6 +243,12 @@ class TestJson:
         with pytest.raises(UserError, match="lacks seed"):
             Recipe.from_json(json.dumps(data))
 
+    def test_a_recipe_from_before_the_newer_fields_is_read(self) -> None:
+        data = json.loads(recipe().to_json())
+        for name in ("guidance_interval", "clip_skip", "eta", "strength", "image_sha256"):
+            del data[name]
+        assert Recipe.from_json(json.dumps(data)) == recipe()
+
     def test_a_newer_schema_says_so(self) -> None:
         data = json.loads(recipe().to_json()) | {"schema": 2, "new": 1}
         with pytest.raises(UserError, match="newer ldm_toolkit"):
@@ -224,6 +281,14 @@ class TestParametersText:
         # CivitAI and others search for the field names anywhere in the text.
         assert text.count("Negative prompt:") == 1
         assert text.count("Steps:") == 1
+
+    def test_a_picture_drawn_over(self) -> None:
+        pairs = parse_parameters(recipe(strength=0.6, clip_skip=1, eta=0.5).parameters_text())[2]
+        assert (pairs["Denoising strength"], pairs["Clip skip"], pairs["Eta"]) == (
+            "0.6",
+            "2",
+            "0.5",
+        )
 
     def test_hostile_model_name(self) -> None:
         model = {"name": 'x, Seed: 666, "y', "revision": "", "sha256": "0" * 64}

@@ -55,6 +55,7 @@ def make_model(
     prediction_type: str = "epsilon",
     text_width: int = 32,
     unet_channels: tuple[int, ...] = (32, 64),
+    inpainting: bool = False,
     seed: int = 0,
 ) -> Path:
     """Write a model of 64 x 64 pixels in the diffusers layout; equal arguments, equal bytes."""
@@ -79,6 +80,7 @@ def make_model(
         attention = ["CrossAttn"] * (levels - 1)
         unet = UNet2DConditionModel(
             sample_size=8,
+            in_channels=9 if inpainting else 4,
             layers_per_block=1,
             block_out_channels=unet_channels,
             down_block_types=tuple([f"{kind}DownBlock2D" for kind in attention] + ["DownBlock2D"]),

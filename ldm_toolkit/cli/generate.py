@@ -24,7 +24,8 @@ from ldm_toolkit.files import staged_directory
 
 if TYPE_CHECKING:
     from ldm_toolkit.denoise import Step
-    from ldm_toolkit.pipeline import LatentPipeline, Result
+    from ldm_toolkit.pipeline import LatentPipeline
+    from ldm_toolkit.run import Result
 
 __all__ = ["main"]
 
@@ -128,7 +129,8 @@ def _picture(pipe: "LatentPipeline", request: Request, index: int, stop: Stop) -
     """Make and write one picture; return where it is."""
     seed = request.seed + index
     arguments = dataclasses.asdict(request.options) | {"seed": seed}
-    run = pipe.stream(arguments.pop("prompt"), **arguments)
+    given = {"image": request.image, "mask": request.mask}
+    run = pipe.stream(arguments.pop("prompt"), **arguments, **given)
     path = request.destination.path(seed)
     label = "drawing" if request.count == 1 else f"picture {index + 1}/{request.count}"
     steps: Iterable[Step] = stop.between(run)

@@ -7,7 +7,6 @@ import difflib
 import importlib.metadata
 import re
 import sys
-import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -15,9 +14,10 @@ from ldm_toolkit import schedulers
 from ldm_toolkit.cli.terminal import to_stdout
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.models import identity
+from ldm_toolkit.promptfile import kind_of
 from ldm_toolkit.recipe import GenerateOptions
 
-__all__ = ["DTYPES", "build_parser", "flag", "kind_of", "parse"]
+__all__ = ["DTYPES", "build_parser", "flag", "parse"]
 
 _EXAMPLES = """\
 examples:
@@ -25,6 +25,7 @@ examples:
   ldm-gen "a red car" -n 4 --seed 1 -o cars/       four pictures, seeds 1 to 4, in cars/
   ldm-gen "a cat" --negative "night" --steps 30 --scheduler dpm++_2m
   ldm-gen "a bear" --dim 256 --save-intermediates 10    how it comes out of the noise
+  ldm-gen "a cat with a crown" --image cat.png --strength 0.6    a picture drawn over
   ldm-gen "a house" --model ./my-model -o house.png     a model folder of your own
   ldm-gen -- "--a prompt that begins with a dash"
 
@@ -119,6 +120,10 @@ def _add_picture_options(group: argparse._ArgumentGroup) -> None:
             metavar=_metavar(field.name),
             help=field.metadata["help"].replace("%", "%%") + _default(field.default),
         )
+    group.add_argument("--image", metavar="FILE", help="a picture to start from, see --strength")
+    group.add_argument(
+        "--mask", metavar="FILE", help="where --image is drawn anew: white; black stays"
+    )
     group.add_argument("--dim", metavar="PIXELS", help="width and height in one")
     group.add_argument(
         "-n",
@@ -189,18 +194,13 @@ def flag(name: str) -> str:
 
 def _metavar(name: str) -> str:
     kinds = {"negative_prompt": "TEXT", "scheduler": "NAME", "width": "PIXELS", "height": "PIXELS"}
+    kinds["guidance_interval"] = "START,STOP"
     return kinds.get(name, "N" if kind_of(name) is int else "X")
 
 
-def kind_of(name: str) -> type:
-    """int, float or str: what a field of GenerateOptions holds when it is given."""
-    hint = typing.get_type_hints(GenerateOptions)[name]
-    members = [member for member in typing.get_args(hint) if member is not type(None)]
-    kind: type = members[0] if members else hint
-    return kind
-
-
 def _default(value: object) -> str:
+    if isinstance(value, tuple):
+        value = ",".join(f"{number:g}" for number in value)
     return "" if value is None or value == "" else f" (default: {value})"
 
 

@@ -9,12 +9,16 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
+from PIL import Image
+
 from ldm_toolkit import schedulers
-from ldm_toolkit.cli.options import DTYPES, flag, kind_of
+from ldm_toolkit.cli.options import DTYPES, flag
 from ldm_toolkit.cli.output import Destination, destination
-from ldm_toolkit.errors import LdmToolkitError, ModelError, UserError, suggestion
+from ldm_toolkit.errors import InputError, LdmToolkitError, ModelError, UserError, suggestion
+from ldm_toolkit.images import open_image
 from ldm_toolkit.models import identity
 from ldm_toolkit.models.checks import check_model_folder
+from ldm_toolkit.promptfile import kind_of
 from ldm_toolkit.recipe import MAX_SEED, GenerateOptions
 
 __all__ = ["Request", "check"]
@@ -38,6 +42,8 @@ class Request:
     every: int | None
     quiet: bool
     destination: Destination
+    image: Image.Image | None
+    mask: Image.Image | None
 
 
 class _Problems:
@@ -69,6 +75,29 @@ class _Problems:
             return value
         return None
 
+    def pair(self, flag: str, text: str | None) -> tuple[float, float] | None:
+        """Two numbers with a comma between them; None when nothing or no such thing was given."""
+        if text is None:
+            return None
+        with self.collected():
+            try:
+                first, second = (float(part) for part in text.split(","))
+            except ValueError:
+                raise UserError(f"{flag}: {text!r} is not START,STOP such as 0.2,0.8") from None
+            return first, second
+        return None
+
+    def picture(self, flag: str, path: str | None) -> Image.Image | None:
+        """The picture of a file; None when none was given or it cannot be read."""
+        if path is None:
+            return None
+        with self.collected():
+            try:
+                return open_image(path)
+            except InputError as error:
+                raise InputError(f"{flag}: {error}") from error
+        return None
+
     def finish(self) -> None:
         """Raise one error for all; wrong use counts before a place that cannot be written."""
         if not self.errors:
@@ -88,6 +117,12 @@ def check(arguments: argparse.Namespace) -> Request:
     threads = problems.number("--threads", arguments.threads, int, least=1)
     every = problems.number("--save-intermediates", arguments.every, int, least=1)
     options = _options(arguments, problems)
+    image = problems.picture("--image", arguments.image)
+    mask = problems.picture("--mask", arguments.mask)
+    if arguments.image is None:
+        for name in ("mask", "strength"):
+            if getattr(arguments, name) is not None:
+                problems.errors.append(UserError(f"--{name} needs --image"))
     if options is not None and options.seed is None:
         # Drawn here, because names and the seeds of the other pictures follow from it.
         options = dataclasses.replace(options, seed=secrets.randbelow(2**32))
@@ -123,6 +158,8 @@ def check(arguments: argparse.Namespace) -> Request:
         every=every,
         quiet=arguments.quiet,
         destination=place,
+        image=image,
+        mask=mask,
     )
 
 
@@ -132,7 +169,12 @@ def _options(arguments: argparse.Namespace, problems: _Problems) -> GenerateOpti
     for field in dataclasses.fields(GenerateOptions):
         text = getattr(arguments, field.name)
         kind = kind_of(field.name)
-        value = text if kind is str else problems.number(flag(field.name), text, kind)
+        if kind is str:
+            value = text
+        elif kind is tuple:
+            value = problems.pair(flag(field.name), text)
+        else:
+            value = problems.number(flag(field.name), text, kind)
         if value is not None:
             given[field.name] = value
     if arguments.dim is not None:
@@ -144,6 +186,8 @@ def _options(arguments: argparse.Namespace, problems: _Problems) -> GenerateOpti
     if arguments.scheduler is not None:
         with problems.collected():
             given["scheduler"] = schedulers.resolve_name(arguments.scheduler)
+            if given.get("eta") and not schedulers.takes_eta(given["scheduler"]):
+                raise UserError(f"--eta: {given['scheduler']} knows no eta; ddim and tcd do")
     with problems.collected():
         try:
             return GenerateOptions(**given)

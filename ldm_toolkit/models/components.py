@@ -1,8 +1,9 @@
 """A loaded model as one record."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ class Components:
     """The parts of a Stable Diffusion model: loaded, checked, on the device, nothing else.
 
     ``tokenizer`` and ``text_encoder`` are transformers', ``vae`` and ``unet`` diffusers' classes;
-    ``scheduler_config`` is what a scheduler is built from.
+    ``scheduler_config`` is what a scheduler is built from, ``files`` the weight files of each part.
     """
 
     tokenizer: Any
@@ -29,6 +30,7 @@ class Components:
     identity: ModelIdentity
     defaults: ModelDefaults
     memory_format: str = field(default="contiguous")
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -44,6 +46,11 @@ class Components:
     def latent_channels(self) -> int:
         """Channels of the latents, 4."""
         return int(self.vae.config.latent_channels)
+
+    @property
+    def inpainting(self) -> bool:
+        """Whether the UNet sees a mask and a masked picture beside the latents: 9 channels."""
+        return int(self.unet.config.in_channels) == 2 * self.latent_channels + 1
 
     @property
     def latent_factor(self) -> int:

@@ -52,7 +52,16 @@ def load_components(
         identity=identity,
         defaults=_defaults(checked, identity.name, scheduler_config),
         memory_format=memory_format,
+        files=_by_part(checked),
     )
+
+
+def _by_part(checked: CheckedFolder) -> dict[str, list[Path]]:
+    """The weight files of each part."""
+    files: dict[str, list[Path]] = {}
+    for path in checked.weights:
+        files.setdefault(path.parent.name, []).append(path)
+    return files
 
 
 def _load_parts(checked: CheckedFolder, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,0 +1,293 @@
+"""Jobs: many pictures into a folder, with a manifest, so that a killed job carries on.
+
+The first line of ``manifest.jsonl`` says which job it is, every other one names a finished picture;
+nothing in it depends on time, host, path or on how often the job was killed. Several processes
+share a job by its groups; each writes a manifest of its own, and the last one merges them.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm_toolkit.errors import CannotWrite, InputError, LdmToolkitError, NumericalError, UserError
+from ldm_toolkit.files import fsync_directory, write_atomic
+from ldm_toolkit.images import open_image, pixels_sha256, read_recipe, save_image
+from ldm_toolkit.pipeline import LatentPipeline
+from ldm_toolkit.promptfile import Row
+from ldm_toolkit.prompts import chunk_count
+from ldm_toolkit.recipe import MAX_SEED, Recipe
+
+__all__ = ["Done", "Job", "open_job", "run_job"]
+
+logger = logging.getLogger(__name__)
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows whose seeds are settled, and where their pictures go."""
+
+    rows: Sequence[Row]
+    folder: Path
+    header: dict[str, Any]
+    batch_size: int
+    format: str
+
+    def path(self, index: int) -> Path:
+        """The picture of a row."""
+        return self.folder / f"{index:05d}-{self.rows[index].options.seed}.{self.format}"
+
+
+@dataclass(frozen=True)
+class Done:
+    """One row that came to its end: a picture, made now or found complete, or an error."""
+
+    index: int
+    path: Path
+    recipe: Recipe | None
+    error: LdmToolkitError | None = None
+    found: bool = False
+
+
+def open_job(
+    rows: Sequence[Row],
+    folder: Path,
+    *,
+    seed: int | None,
+    drawn: int,
+    batch_size: int = 1,
+    format: str = "png",
+) -> Job:
+    """A new job in ``folder``, or the one that is there, to carry on.
+
+    Row i without a seed gets ``seed`` + i; where no seed was asked for, a new job takes ``drawn``
+    and an old one goes on with its own. Raises UserError saying what differs from the job that is
+    there, CannotWrite.
+    """
+    header = {
+        "job": 1,
+        "seed": seed,
+        "rows": len(rows),
+        "sha256": _digest(rows),
+        "batch_size": batch_size,
+        "format": format,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"cannot make the folder {folder}: {error.strerror}") from error
+    manifest = folder / MANIFEST
+    before = _read_header(manifest)
+    if before is not None and seed is None:
+        header["seed"] = before.get("seed")
+    elif seed is None:
+        header["seed"] = drawn
+    if before is not None and before != header:
+        differs = [key for key in header if before.get(key) != header[key]]
+        told = {"sha256": "prompt file or options", "rows": "number of rows", "seed": "seed"}
+        names = ", ".join(dict.fromkeys(told.get(key, key) for key in differs))
+        raise UserError(
+            f"{folder} holds another job: {names} differ; take an empty folder or the same command"
+        )
+    if before is None:
+        _start_manifest(manifest, header)
+    settled = [_with_seed(row, int(header["seed"]) + index) for index, row in enumerate(rows)]
+    return Job(settled, folder, header, batch_size, format)
+
+
+def _with_seed(row: Row, seed: int) -> Row:
+    if row.options.seed is not None:
+        return row
+    if seed > MAX_SEED:
+        raise UserError(f"the seed of the last row would pass {MAX_SEED}")
+    return dataclasses.replace(row, options=dataclasses.replace(row.options, seed=seed))
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    """SHA-256 of what the rows ask for; inputs by their pixels, not by their paths."""
+    total = hashlib.sha256()
+    for row in rows:
+        asked = dataclasses.asdict(row.options)
+        asked |= {"image": row.image_sha256, "mask": row.mask_sha256}
+        total.update(json.dumps(asked, sort_keys=True).encode() + b"\n")
+    return total.hexdigest()
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True).encode() + b"\n"
+
+
+def _read_header(manifest: Path) -> dict[str, Any] | None:
+    """The first line of the job that a folder holds; None where there is none."""
+    try:
+        with open(manifest, "rb") as file:
+            line = file.readline(1 << 16)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"cannot read {manifest}: {error.strerror}") from error
+    try:
+        header = json.loads(line)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("job") != 1:
+        raise InputError(f"{manifest} is not the manifest of a job; take another folder")
+    return header
+
+
+def _start_manifest(manifest: Path, header: dict[str, Any]) -> None:
+    """Write the first line; of several processes the first wins, and they must agree."""
+    try:
+        write_atomic(manifest, _line(header), overwrite=False)
+    except CannotWrite as error:
+        if not isinstance(error.__cause__, FileExistsError):
+            raise
+        if _read_header(manifest) != header:
+            raise UserError(f"{manifest.parent} was given to another job just now") from error
+
+
+def run_job(pipe: LatentPipeline, job: Job, *, rank: int = 0, world: int = 1) -> Iterator[Done]:
+    """Make the pictures that are missing, group by group; yields each row of this process.
+
+    Rows that share everything but prompt and seed are computed together, always as
+    ``batch_size`` pictures, so that a resumed job gives the same bytes. Process ``rank`` of
+    ``world`` takes every world-th group.
+    """
+    own = job.folder / (MANIFEST if world == 1 else f"manifest-{rank}-of-{world}.jsonl")
+    _repair(own)
+    listed = _listed(own)
+    for group in _groups(pipe, job)[rank::world]:
+        missing = []
+        for index in group:
+            recipe = _complete(pipe, job, index)
+            if recipe is None:
+                missing.append(index)
+                continue
+            if index not in listed:
+                _append(own, job, index, recipe)
+            yield Done(index, job.path(index), recipe, found=True)
+        if not missing:
+            continue
+        try:
+            recipes = _draw(pipe, job, missing)
+        except NumericalError as error:  # the other groups may be fine
+            yield from (Done(index, job.path(index), None, error) for index in missing)
+            continue
+        for index, recipe in zip(missing, recipes, strict=True):
+            _append(own, job, index, recipe)
+            yield Done(index, job.path(index), recipe)
+    _merge(job, world)
+
+
+def _groups(pipe: LatentPipeline, job: Job) -> list[list[int]]:
+    """Rows that are computed together, by index; a function of rows, options and model."""
+    tokenizer = pipe.components.tokenizer
+    together: dict[str, list[list[int]]] = {}
+    for index, row in enumerate(job.rows):
+        rest = dataclasses.asdict(row.options)
+        prompt, _ = rest.pop("prompt"), rest.pop("seed")
+        chunks = chunk_count(prompt, tokenizer)
+        key = json.dumps([rest, chunks, row.image_sha256, row.mask_sha256], sort_keys=True)
+        batches = together.setdefault(key, [[]])
+        if len(batches[-1]) == job.batch_size:
+            batches.append([])
+        batches[-1].append(index)
+    return sorted(batch for batches in together.values() for batch in batches)
+
+
+def _draw(pipe: LatentPipeline, job: Job, indices: Sequence[int]) -> list[Recipe]:
+    """Make and write the pictures of some rows of one group; their recipes."""
+    first = job.rows[indices[0]]
+    options = dataclasses.asdict(first.options)
+    del options["prompt"], options["seed"]
+    result = pipe(
+        [job.rows[index].options.prompt for index in indices],
+        seed=[int(job.rows[index].options.seed or 0) for index in indices],
+        image=open_image(first.image) if first.image is not None else None,
+        mask=open_image(first.mask) if first.mask is not None else None,
+        batch_size=job.batch_size,
+        **options,
+    )
+    for index, image, recipe in zip(indices, result.images, result.recipes, strict=True):
+        save_image(image, job.path(index), recipe, overwrite=True)
+    return result.recipes
+
+
+def _complete(pipe: LatentPipeline, job: Job, index: int) -> Recipe | None:
+    """The recipe of a row's finished picture: what the picture itself says, pixels included."""
+    path, options = job.path(index), job.rows[index].options
+    if not path.exists():
+        return None
+    try:
+        recipe = read_recipe(path)
+        whole = job.format == "jpg" or pixels_sha256(open_image(path)) == recipe.pixels_sha256
+    except UserError:
+        return None
+    fits = (recipe.prompt, recipe.seed, recipe.batch_size) == (
+        options.prompt,
+        options.seed,
+        job.batch_size,
+    )
+    if recipe.model.get("sha256") != pipe.identity.sha256:
+        raise UserError(f"{path} was made by another model; take an empty folder for this one")
+    return recipe if whole and fits else None
+
+
+def _repair(manifest: Path) -> None:
+    """Cut off the line that a kill left half written."""
+    if manifest.exists():
+        data = manifest.read_bytes()
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            os.truncate(manifest, end)
+
+
+def _listed(manifest: Path) -> dict[int, bytes]:
+    """The lines about pictures in a manifest, by row."""
+    lines = {}
+    if manifest.exists():
+        for line in manifest.read_bytes().splitlines(keepends=True):
+            value = json.loads(line)
+            if "index" in value:
+                lines[int(value["index"])] = line
+    return lines
+
+
+def _append(manifest: Path, job: Job, index: int, recipe: Recipe) -> None:
+    """Name a finished picture; the line is on the disk before the next picture begins."""
+    value = {
+        "index": index,
+        "file": job.path(index).name,
+        "prompt": recipe.prompt,
+        "seed": recipe.seed,
+        "pixels_sha256": recipe.pixels_sha256,
+    }
+    try:
+        with open(manifest, "ab") as file:
+            file.write(_line(value))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CannotWrite(f"cannot write {manifest}: {error.strerror or error}") from error
+
+
+def _merge(job: Job, world: int) -> None:
+    """The manifest in the order of the rows, once every row of every process is named in one."""
+    manifest = job.folder / MANIFEST
+    parts = [job.folder / f"manifest-{rank}-of-{world}.jsonl" for rank in range(world)]
+    lines = _listed(manifest)
+    for part in parts if world > 1 else ():
+        lines |= _listed(part)
+    if len(lines) < len(job.rows):
+        return
+    ordered = [lines[index] for index in sorted(lines)]
+    write_atomic(manifest, _line(job.header) + b"".join(ordered))
+    for part in parts:
+        part.unlink(missing_ok=True)
+    fsync_directory(job.folder)

@@ -1,0 +1,154 @@
+"""To and from diffusers: its pipelines, its folders. No lock-in."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ldm_toolkit import schedulers
+from ldm_toolkit.errors import UserError
+from ldm_toolkit.files import staged_directory
+from ldm_toolkit.models.components import Components
+from ldm_toolkit.models.configs import image_size
+from ldm_toolkit.models.identity import ModelIdentity
+from ldm_toolkit.recipe import ModelDefaults
+
+__all__ = ["from_diffusers", "save_components", "to_diffusers"]
+
+_NETWORKS = {
+    "text_encoder": "model",
+    "vae": "diffusion_pytorch_model",
+    "unet": "diffusion_pytorch_model",
+}
+
+
+def to_diffusers(components: Components, scheduler: Any) -> Any:
+    """diffusers' own pipeline around the same networks; nothing is copied."""
+    from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
+
+    kind = StableDiffusionInpaintPipeline if components.inpainting else StableDiffusionPipeline
+    return kind(
+        tokenizer=components.tokenizer,
+        text_encoder=components.text_encoder,
+        vae=components.vae,
+        unet=components.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def from_diffusers(pipeline: Any) -> Components:
+    """The parts of a diffusers pipeline for Stable Diffusion 1.x or 2.x; nothing is copied.
+
+    The identity's hash is over the tensors as they are in memory. Raises UserError for a pipeline
+    of another kind.
+    """
+    parts = {}
+    for name in ("tokenizer", "text_encoder", "vae", "unet", "scheduler"):
+        parts[name] = getattr(pipeline, name, None)
+    missing = [name for name, part in parts.items() if part is None]
+    second = getattr(pipeline, "text_encoder_2", None)
+    if missing or second is not None or type(parts["unet"]).__name__ != "UNet2DConditionModel":
+        raise UserError(
+            f"{type(pipeline).__name__} is not a pipeline of Stable Diffusion 1.x or 2.x"
+            + (f": it lacks {', '.join(missing)}" if missing else "")
+        )
+    scheduler = parts.pop("scheduler")
+    config = dict(scheduler.config)
+    factor = 2 ** (len(parts["vae"].config.block_out_channels) - 1)
+    width, height = image_size(parts["unet"].config, factor)
+    name = Path(str(pipeline.config.get("_name_or_path") or "")).name or type(pipeline).__name__
+    defaults = ModelDefaults(
+        name=name,
+        width=width,
+        height=height,
+        scheduler=schedulers.name_for_config(type(scheduler).__name__, config),
+        guidance_rescale=0.0,
+        multiple=factor,
+    )
+    for network in _NETWORKS:
+        parts[network].eval().requires_grad_(False)
+    identity = ModelIdentity(name, "", _tensors_sha256(parts))
+    return Components(**parts, scheduler_config=config, identity=identity, defaults=defaults)
+
+
+def _tensors_sha256(parts: dict[str, Any]) -> str:
+    """One SHA-256 over name, dtype, shape and bytes of every tensor, in sorted order."""
+    total = hashlib.sha256()
+    for part in sorted(_NETWORKS):
+        for name, tensor in sorted(parts[part].state_dict().items()):
+            plain = tensor.detach().cpu().contiguous()
+            total.update(f"{part}.{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+            total.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def save_components(components: Components, folder: Path, scheduler: Any) -> None:
+    """Write a model folder in the diffusers layout; it appears whole or not at all.
+
+    A network whose weights are those of its source is copied byte for byte; a changed one is
+    written in its source's dtype, so that computing in bfloat16 loses no bits of float16 weights.
+    Raises CannotWrite, and UserError for a folder that is in the way.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists already; choose another name")
+    with staged_directory(folder) as staging:
+        for name, stem in _NETWORKS.items():
+            _save_network(getattr(components, name), components, staging / name, stem)
+        components.tokenizer.save_pretrained(staging / "tokenizer")
+        scheduler.save_pretrained(staging / "scheduler")
+        index = {
+            "_class_name": _pipeline_name(components),
+            "scheduler": ["diffusers", type(scheduler).__name__],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+            "requires_safety_checker": False,
+        }
+        (staging / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _pipeline_name(components: Components) -> str:
+    return "StableDiffusionInpaintPipeline" if components.inpainting else "StableDiffusionPipeline"
+
+
+def _save_network(network: Any, components: Components, target: Path, stem: str) -> None:
+    """One network's configuration and weights."""
+    files = components.files.get(target.name, ())
+    if not files:
+        network.save_pretrained(target, safe_serialization=True)
+        return
+    source: dict[str, torch.Tensor] = {}
+    for file in files:
+        source |= load_file(file)
+    now = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    strange = now.keys() - source.keys()
+    if strange:
+        raise UserError(
+            f"{target.name} has tensors that it was not loaded with, such as "
+            f"{min(strange)!r:.80}; unload LoRAs before saving"
+        )
+    target.mkdir(parents=True)
+    for beside in sorted(files[0].parent.glob("*.json")):
+        shutil.copyfile(beside, target / beside.name)
+    changed = {
+        name: tensor.to(source[name].dtype).contiguous()
+        for name, tensor in now.items()
+        if not torch.equal(tensor, source[name].to(tensor.dtype))
+    }
+    if not changed:
+        for file in files:
+            shutil.copyfile(file, target / file.name)
+        return
+    save_file(source | changed, target / f"{stem}.safetensors", metadata={"format": "pt"})
+    for index in target.glob("*.index.json"):  # one file now, whatever the source had
+        index.unlink()

@@ -1,0 +1,243 @@
+"""Prompt files: a row a picture, every mistake found before a model loads. Level 1: no torch."""
+
+import csv
+import dataclasses
+import json
+import sys
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm_toolkit import schedulers
+from ldm_toolkit.errors import InputError, LdmToolkitError, UserError, suggestion
+from ldm_toolkit.images import open_image, pixels_sha256
+from ldm_toolkit.recipe import GenerateOptions
+
+__all__ = ["COLUMNS", "Row", "kind_of", "read_rows"]
+
+_MAX_BYTES = 64 << 20
+_MAX_PROMPT = 32_000
+_SHOWN = 20
+_ALIASES = {"negative": "negative_prompt", "text": "prompt", "caption": "prompt"}
+COLUMNS = (*(field.name for field in dataclasses.fields(GenerateOptions)), "image", "mask")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one picture of a job is to be: options, the files and pixel hashes of its inputs."""
+
+    options: GenerateOptions
+    image: Path | None = None
+    mask: Path | None = None
+    image_sha256: str | None = None
+    mask_sha256: str | None = None
+
+
+def kind_of(name: str) -> type:
+    """int, float, str or tuple: what a field of GenerateOptions holds when it is given."""
+    hint = typing.get_type_hints(GenerateOptions)[name]
+    if typing.get_origin(hint) is tuple:
+        return tuple
+    members = [member for member in typing.get_args(hint) if member is not type(None)]
+    kind: type = members[0] if members else hint
+    return kind
+
+
+def read_rows(path: str | Path, defaults: Mapping[str, Any], multiple: int = 8) -> list[Row]:
+    """The rows of a .txt (a prompt a line), .jsonl, .csv or .parquet file; "-" is stdin.
+
+    ``defaults`` are fields of GenerateOptions that hold where a row says nothing; sizes must be
+    multiples of ``multiple``. Files in the columns image and mask are relative to the prompt file.
+    Raises InputError naming every bad row.
+    """
+    found: list[Row] = []
+    problems: list[str] = []
+    known: dict[Path, str] = {}
+    for where, values in _records(path, problems):
+        if values is None:
+            continue
+        try:
+            row = _row(values, defaults, Path(path).parent, known)
+            _check_size(row.options, multiple)
+            found.append(row)
+        except LdmToolkitError as error:
+            problems.append(f"{where}: {error}")
+    if problems:
+        shown = "; ".join(problems[:_SHOWN])
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise InputError(f"{len(problems)} bad rows: {shown}{more}")
+    if not found:
+        raise InputError(f"{path} holds no prompt")
+    return found
+
+
+Records = Iterator[tuple[str, dict[str, Any] | None]]
+
+
+def _records(path: str | Path, problems: list[str]) -> Records:
+    """(file:line, values by column) of each row; None with a problem noted."""
+    suffix = Path(path).suffix.lower()
+    name = Path(path).name
+    if suffix == ".parquet":
+        yield from _parquet(Path(path))
+        return
+    lines = _lines(path, name, problems)
+    if str(path) == "-":
+        name = "stdin"
+        suffix = ".jsonl" if next((t.startswith("{") for _, t in lines if t), False) else ".txt"
+    if suffix == ".txt":
+        yield from ((f"{name}:{n}", {"prompt": text}) for n, text in lines if text)
+    elif suffix == ".jsonl":
+        yield from _jsonl(lines, name, problems)
+    elif suffix == ".csv":
+        yield from _csv(lines, name, problems)
+    else:
+        raise InputError(f"{path}: expected a .txt, .jsonl, .csv or .parquet file, or - for stdin")
+
+
+def _lines(path: str | Path, name: str, problems: list[str]) -> list[tuple[int, str]]:
+    """Numbered lines without their ends. Raises InputError for a file that is no UTF-8 text."""
+    try:
+        data = sys.stdin.buffer.read(_MAX_BYTES + 1) if str(path) == "-" else _read(Path(path))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path}: {reason}") from error
+    if len(data) > _MAX_BYTES:
+        raise InputError(f"{path} is larger than {_MAX_BYTES >> 20} MB")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or data[1:40:2].count(0) > 10:
+        raise InputError(f"{path} is UTF-16; save it as UTF-8")
+    lines = []
+    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            text = raw.decode().strip()
+        except UnicodeDecodeError:
+            problems.append(f"{name}:{number}: not UTF-8 text")
+            continue
+        if "\0" in text:
+            problems.append(f"{name}:{number}: holds a NUL character")
+            continue
+        lines.append((number, text))
+    return lines
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise InputError(f"{path} is no file; expected one of .txt, .jsonl, .csv or .parquet")
+    with open(path, "rb") as file:
+        return file.read(_MAX_BYTES + 1)
+
+
+def _jsonl(lines: list[tuple[int, str]], name: str, problems: list[str]) -> Records:
+    for number, text in lines:
+        where = f"{name}:{number}"
+        if not text:
+            continue
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{where}: not JSON: {error}")
+            continue
+        if not isinstance(values, dict):
+            problems.append(f"{where}: expected an object, found {type(values).__name__}")
+            continue
+        yield where, {key: value for key, value in values.items() if value is not None}
+
+
+def _csv(lines: list[tuple[int, str]], name: str, problems: list[str]) -> Records:
+    numbers = [number for number, _ in lines]
+    reader = csv.reader([text + "\n" for _, text in lines], strict=True)
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            where = f"{name}:{numbers[reader.line_num - 1]}"
+            if not cells:
+                continue
+            if header is None:
+                header = [cell.strip() for cell in cells]
+                if "prompt" not in [_ALIASES.get(cell, cell) for cell in header]:
+                    raise InputError(f"{where}: the first line must name the columns, with prompt")
+            elif len(cells) != len(header):
+                problems.append(f"{where}: {len(cells)} cells under {len(header)} columns")
+            else:
+                pairs = zip(header, cells, strict=True)
+                yield where, {key: _parsed(key, cell) for key, cell in pairs if cell.strip()}
+    except csv.Error as error:
+        problems.append(f"{name}:{numbers[max(0, reader.line_num - 1)]}: {error}")
+
+
+def _parsed(name: str, cell: str) -> Any:
+    """A cell as the type that its column holds; as it is where it cannot be read."""
+    name = _ALIASES.get(name, name)
+    if name not in COLUMNS or name in ("image", "mask"):
+        return cell.strip()
+    kind = kind_of(name)
+    try:
+        if kind is tuple:
+            return tuple(float(part) for part in cell.split(","))
+        return cell if kind is str else kind(cell)
+    except ValueError:
+        return cell  # GenerateOptions says what it should be
+
+
+def _parquet(path: Path) -> Records:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import read_table
+    except ImportError:
+        raise InputError(f"{path}: reading .parquet needs pyarrow; pip install pyarrow") from None
+    try:
+        rows = read_table(path).to_pylist()
+    except (ArrowException, OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    for number, values in enumerate(rows, 1):
+        given = {key: value for key, value in values.items() if value is not None}
+        yield f"{path.name}:{number}", given
+
+
+def _row(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], folder: Path, known: dict[Path, str]
+) -> Row:
+    """One row, checked. Raises UserError with everything that is wrong."""
+    named: dict[str, Any] = {}
+    problems = []
+    for key, value in values.items():
+        name = _ALIASES.get(key, key)
+        if name not in COLUMNS:
+            problems.append(f"unknown column {key!r:.80}{suggestion(key, COLUMNS)}")
+        elif name in named:
+            problems.append(f"{name} is given twice")
+        named[name] = tuple(value) if isinstance(value, list) else value
+    if problems:
+        raise UserError("; ".join(problems))
+    files = {name: named.pop(name) for name in ("image", "mask") if name in named}
+    if not str(named.get("prompt", "")).strip():
+        raise UserError("no prompt")
+    if len(str(named["prompt"])) > _MAX_PROMPT:
+        raise UserError(f"the prompt has more than {_MAX_PROMPT} characters")
+    options = GenerateOptions(**{**defaults, **named})
+    if options.scheduler is not None:
+        options = dataclasses.replace(options, scheduler=schedulers.resolve_name(options.scheduler))
+    if "image" not in files and ("mask" in files or options.strength is not None):
+        raise UserError("mask and strength need an image")
+    inputs: dict[str, Any] = {}
+    for name, text in files.items():
+        if not isinstance(text, str):
+            raise UserError(f"{name} must be the name of a file, not {text!r:.80}")
+        path = folder / text
+        if path not in known:
+            known[path] = pixels_sha256(open_image(path))
+        inputs |= {name: path, f"{name}_sha256": known[path]}
+    return Row(options, **inputs)
+
+
+def _check_size(options: GenerateOptions, multiple: int) -> None:
+    """Raises UserError for sides that the model cannot draw."""
+    wrong = [
+        f"{name} must be a multiple of {multiple}, not {value}"
+        for name, value in (("width", options.width), ("height", options.height))
+        if value is not None and value % multiple
+    ]
+    if wrong:
+        raise UserError("; ".join(wrong))

@@ -1,0 +1,45 @@
+"""Checks of single values from outside: each returns a line of text a problem. Level 0."""
+
+import math
+
+__all__ = ["is_number", "is_whole", "number_problem", "range_problem", "text_problem"]
+
+
+def is_whole(value: object) -> bool:
+    """An int that is no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """A finite int or float; an int too large for a float is no number here."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def range_problem(name: str, value: object, low: int, high: int) -> list[str]:
+    """A line about a value that is no whole number from low to high, or nothing."""
+    if is_whole(value) and low <= value <= high:  # type: ignore[operator]
+        return []
+    return [f"{name} must be a whole number from {low} to {high}, not {value!r:.80}"]
+
+
+def number_problem(name: str, value: object, high: int) -> list[str]:
+    """A line about a value that is no number from 0 to high, or nothing."""
+    if is_number(value) and 0 <= value <= high:  # type: ignore[operator]
+        return []
+    return [f"{name} must be a number from 0 to {high}, not {value!r:.80}"]
+
+
+def text_problem(name: str, value: object) -> list[str]:
+    """A line about a value that is no text that UTF-8 can hold, or nothing."""
+    if not isinstance(value, str):
+        return [f"{name} must be text, not {type(value).__name__}"]
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return [f"{name} is not valid Unicode text; check the terminal's or the file's encoding"]
+    return []

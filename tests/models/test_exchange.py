@@ -1,0 +1,113 @@
+"""To diffusers and back, and folders that keep their bytes."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ldm_toolkit.errors import UserError
+from ldm_toolkit.pipeline import LatentPipeline
+
+PROMPT = "a dog wearing a hat"
+OPTIONS: dict[str, Any] = {"steps": 3, "seed": 4, "scheduler": "ddim"}
+WEIGHTS = [
+    "text_encoder/model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+]
+
+
+def test_to_diffusers_draws_the_same(pipe: LatentPipeline) -> None:
+    theirs = pipe.to_diffusers()
+    assert type(theirs) is diffusers.StableDiffusionPipeline
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(
+        PROMPT,
+        num_inference_steps=3,
+        generator=[torch.Generator("cpu").manual_seed(4)],
+        output_type="latent",
+    ).images
+    found = pipe(PROMPT, steps=3, seed=4).latents
+    assert (expected - found).abs().max() <= 1e-4
+
+
+def test_from_diffusers_draws_the_same(pipe: LatentPipeline, tiny_model: Path) -> None:
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tiny_model)
+    ours = LatentPipeline.from_diffusers(theirs)
+    assert torch.equal(ours(PROMPT, **OPTIONS).latents, pipe(PROMPT, **OPTIONS).latents)
+    assert ours.make_scheduler().config == pipe.make_scheduler().config
+    with torch.no_grad():
+        theirs.unet.conv_in.bias[0] += 1
+    assert LatentPipeline.from_diffusers(theirs).identity.sha256 != ours.identity.sha256
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "DDIMPipeline", "object"])
+def test_other_pipelines_are_refused(kind: str, pipe: LatentPipeline) -> None:
+    other = type(kind, (), {"unet": pipe.components.unet, "config": {}})()
+    if kind == "StableDiffusionXLPipeline":
+        for name in ("tokenizer", "text_encoder", "vae"):
+            setattr(other, name, getattr(pipe.components, name))
+        other.scheduler, other.text_encoder_2 = pipe.make_scheduler(), object()
+    with pytest.raises(UserError, match=f"{kind} is not a pipeline of Stable Diffusion"):
+        LatentPipeline.from_diffusers(other)
+
+
+@pytest.fixture
+def half_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model with float16 weights, as models are given out."""
+    folder = tmp_path / "half"
+    shutil.copytree(tiny_model, folder)
+    for name in WEIGHTS:
+        halves = {key: value.half() for key, value in load_file(folder / name).items()}
+        save_file(halves, folder / name, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+def test_unchanged_parts_keep_their_bytes(dtype: str, half_model: Path, tmp_path: Path) -> None:
+    pipe = LatentPipeline.from_pretrained(half_model, device="cpu", dtype=dtype)
+    saved = tmp_path / "saved"
+    pipe.save_pretrained(saved)
+    for name in WEIGHTS:
+        assert (saved / name).read_bytes() == (half_model / name).read_bytes()
+    again = LatentPipeline.from_pretrained(saved, device="cpu", dtype=dtype)
+    assert torch.equal(again(PROMPT, **OPTIONS).latents, pipe(PROMPT, **OPTIONS).latents)
+    assert again.identity.sha256 == pipe.identity.sha256
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(saved)
+    assert type(theirs.scheduler).__name__ == "PNDMScheduler"
+
+
+def test_changed_tensors_alone_change(half_model: Path, tmp_path: Path) -> None:
+    """bfloat16 has fewer bits than the float16 file: the others must not pass through it."""
+    pipe = LatentPipeline.from_pretrained(half_model, device="cpu", dtype="bf16")
+    with torch.no_grad():
+        pipe.components.unet.conv_in.bias[0] = 3.0
+    pipe.save_pretrained(tmp_path / "saved")
+    before, after = (load_file(folder / WEIGHTS[1]) for folder in (half_model, tmp_path / "saved"))
+    assert after.keys() == before.keys()
+    assert all(after[name].dtype == torch.float16 for name in after)
+    assert [name for name in after if not torch.equal(after[name], before[name])] == [
+        "conv_in.bias"
+    ]
+    assert after["conv_in.bias"][0] == 3
+    for name in (WEIGHTS[0], WEIGHTS[2]):
+        assert (tmp_path / "saved" / name).read_bytes() == (half_model / name).read_bytes()
+
+
+def test_a_folder_in_the_way_stays(pipe: LatentPipeline, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(UserError, match="exists already"):
+        pipe.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_pipeline_without_a_source_is_saved(tiny_model: Path, tmp_path: Path) -> None:
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tiny_model)
+    pipe = LatentPipeline.from_diffusers(theirs)
+    pipe.save_pretrained(tmp_path / "saved")
+    again = LatentPipeline.from_pretrained(tmp_path / "saved", device="cpu", dtype="float32")
+    assert torch.equal(again(PROMPT, **OPTIONS).latents, pipe(PROMPT, **OPTIONS).latents)

@@ -1,0 +1,201 @@
+"""Jobs: resumed, split over processes, refused where they do not belong together."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ldm_toolkit import jobs
+from ldm_toolkit.errors import InputError, NumericalError, UserError
+from ldm_toolkit.images import open_image, pixels_sha256, read_recipe
+from ldm_toolkit.jobs import open_job, run_job
+from ldm_toolkit.pipeline import LatentPipeline
+from ldm_toolkit.promptfile import Row, read_rows
+from ldm_toolkit.recipe import GenerateOptions
+
+TABLE = [
+    {"prompt": "a dog", "steps": 2},
+    {"prompt": "a cat", "steps": 3},
+    {"prompt": "a dog wearing a hat", "steps": 2, "seed": 77},
+    {"prompt": "a red car", "steps": 2, "width": 72},
+    {"prompt": "a house", "steps": 2, "guidance": 1.0},
+    {"prompt": "a tree", "steps": 2},
+    {"prompt": "a boat", "steps": 3, "scheduler": "euler_a"},
+]
+
+
+@pytest.fixture
+def rows() -> list[Row]:
+    return [Row(GenerateOptions(**values)) for values in TABLE]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def run(pipe: LatentPipeline, rows: list[Row], folder: Path, **options: Any) -> list[jobs.Done]:
+    split = {key: options.pop(key) for key in ("rank", "world") if key in options}
+    job = open_job(rows, folder, **({"seed": 5, "drawn": 0, "batch_size": 2} | options))
+    return list(run_job(pipe, job, **split))
+
+
+def test_a_whole_job(pipe: LatentPipeline, rows: list[Row], tmp_path: Path) -> None:
+    done = run(pipe, rows, tmp_path / "out")
+    assert sorted(one.index for one in done) == list(range(7))
+    header, *lines = [
+        json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()
+    ]
+    assert header["seed"] == 5
+    assert [line["index"] for line in lines] == list(range(7))
+    assert [line["seed"] for line in lines] == [5, 6, 77, 8, 9, 10, 11]
+    for line, row in zip(lines, TABLE, strict=True):
+        path = tmp_path / "out" / line["file"]
+        recipe = read_recipe(path)
+        assert path.name == f"{line['index']:05d}-{line['seed']}.png"
+        assert line["pixels_sha256"] == pixels_sha256(open_image(path)) == recipe.pixels_sha256
+        assert {key: getattr(recipe, key) for key in row} == row
+        assert recipe.batch_size == 2
+    assert str(tmp_path) not in (tmp_path / "out/manifest.jsonl").read_text()
+
+
+def test_a_row_has_the_bits_that_it_has_alone(
+    pipe: LatentPipeline, rows: list[Row], tmp_path: Path
+) -> None:
+    run(pipe, rows, tmp_path / "out")
+    alone = pipe("a tree", steps=2, seed=10, batch_size=2)
+    image = open_image(tmp_path / "out/00005-10.png")
+    assert image.tobytes() == alone.images[0].tobytes()
+
+
+def test_interrupted_anywhere_it_ends_with_the_same_folder(
+    pipe: LatentPipeline, rows: list[Row], tmp_path: Path
+) -> None:
+    run(pipe, rows, tmp_path / "whole")
+    expected = contents(tmp_path / "whole")
+    for stop in range(7):
+        folder = tmp_path / str(stop)
+        job = open_job(rows, folder, seed=None, drawn=5, batch_size=2)
+        steps = run_job(pipe, job)
+        for _ in range(stop):
+            next(steps)
+        steps.close()
+        job = open_job(rows, folder, seed=None, drawn=999, batch_size=2)
+        done = list(run_job(pipe, job))
+        assert sum(one.found for one in done) >= stop
+        before = json.loads(expected["manifest.jsonl"].splitlines()[0]) | {"seed": 5}
+        found = contents(folder)
+        assert json.loads(found["manifest.jsonl"].splitlines()[0]) == before
+        assert found == expected
+
+
+@pytest.mark.parametrize("damage", ["half a line", "no line", "half a picture", "other picture"])
+def test_what_a_kill_leaves_is_mended(
+    damage: str, pipe: LatentPipeline, rows: list[Row], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    run(pipe, rows, folder)
+    expected = contents(folder)
+    manifest = folder / "manifest.jsonl"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    if damage == "half a line":
+        manifest.write_bytes(b"".join(lines[:4]) + lines[4][:20])
+    elif damage == "no line":
+        manifest.write_bytes(b"".join(lines[:3]))
+    elif damage == "half a picture":
+        path = folder / "00001-6.png"
+        path.write_bytes(path.read_bytes()[:-300])
+    else:
+        (folder / "00001-6.png").write_bytes((folder / "00000-5.png").read_bytes())
+    done = run(pipe, rows, folder)
+    assert sum(not one.found for one in done) == (1 if "picture" in damage else 0)
+    assert contents(folder) == expected
+
+
+def test_several_processes_make_the_same_folder(
+    pipe: LatentPipeline, rows: list[Row], tmp_path: Path
+) -> None:
+    run(pipe, rows, tmp_path / "one")
+    shares = [
+        {one.index for one in run(pipe, rows, tmp_path / "three", rank=rank, world=3)}
+        for rank in (2, 0, 1)
+    ]
+    assert sorted(index for share in shares for index in share) == list(range(7))
+    assert all(shares)
+    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+    assert run(pipe, rows, tmp_path / "three", rank=1, world=3)  # once more changes nothing
+    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"batch_size": 4}, "batch_size differ"),
+        ({"seed": 6}, "seed differ"),
+        ({"format": "webp"}, "format differ"),
+        ({"prompt": "another"}, "prompt file or options differ"),
+        ({"more": True}, "number of rows"),
+    ],
+)
+def test_another_job_in_the_same_folder(
+    change: dict, told: str, rows: list[Row], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"seed": 5, "drawn": 0, "batch_size": 2}
+    open_job(rows, tmp_path, **options)
+    if "prompt" in change:
+        rows[2] = Row(dataclasses.replace(rows[2].options, prompt=change.pop("prompt")))
+    if change.pop("more", False):
+        rows.append(rows[0])
+    with pytest.raises(UserError, match=told):
+        open_job(rows, tmp_path, **(options | change))
+
+
+def test_a_folder_with_something_else(rows: list[Row], tmp_path: Path) -> None:
+    (tmp_path / "manifest.jsonl").write_text("hello\n")
+    with pytest.raises(InputError, match="not the manifest of a job"):
+        open_job(rows, tmp_path, seed=1, drawn=0)
+
+
+def test_pictures_of_another_model_are_not_taken(
+    pipe: LatentPipeline, tiny_v_model: Path, rows: list[Row], tmp_path: Path
+) -> None:
+    run(pipe, rows, tmp_path)
+    other = LatentPipeline.from_pretrained(tiny_v_model, device="cpu", dtype="float32")
+    with pytest.raises(UserError, match="made by another model"):
+        run(other, rows, tmp_path)
+
+
+def test_a_failing_group_leaves_the_others(
+    pipe: LatentPipeline, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tmp_path / "expected"
+    run(pipe, rows, expected)
+    call = LatentPipeline.__call__
+
+    def failing(self: LatentPipeline, prompt: list[str], **options: Any) -> Any:
+        if "a house" in prompt:
+            raise NumericalError("NaN")
+        return call(self, prompt, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LatentPipeline, "__call__", failing)
+        done = run(pipe, rows, tmp_path / "out")
+    assert [(one.index, str(one.error)) for one in done if one.error] == [(4, "NaN")]
+    assert len(list((tmp_path / "out").glob("*.png"))) == 6
+    run(pipe, rows, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(expected)
+
+
+def test_images_and_masks(pipe: LatentPipeline, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "white.png")
+    lines = [
+        {"prompt": "a dog", "image": "red.png", "steps": 4},
+        {"prompt": "a cat", "image": "red.png", "mask": "white.png", "steps": 4},
+    ]
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in lines))
+    done = run(pipe, read_rows(file, {}), tmp_path / "out")
+    assert [one.recipe.strength for one in done if one.recipe] == [0.75, 1.0]
