@@ -41,6 +41,11 @@ class Components:
         return next(self.unet.parameters()).dtype
 
     @property
+    def inpainting(self) -> bool:
+        """Whether the UNet reads latents, mask and masked picture (9 channels) at once."""
+        return int(self.unet.config.in_channels) == 9
+
+    @property
     def latent_channels(self) -> int:
         """Channels of the latents, 4."""
         return int(self.vae.config.latent_channels)

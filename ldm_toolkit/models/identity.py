@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,11 +56,10 @@ def find_model(model: str | Path) -> Path:
     )
 
 
-def weights_sha256(folder: Path, files: Sequence[Path]) -> str:
-    """One SHA-256 for all weights: over the lines ``sha256  relative/path`` in sorted order.
+def weights_sha256(files: Mapping[str, Path]) -> str:
+    """One SHA-256 for all weights: over the lines ``sha256  part/file`` in sorted order.
 
     The same text as ``sha256sum`` prints, so anybody can check it with ordinary tools.
     """
-    names = sorted(path.relative_to(folder).as_posix() for path in files)
-    lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]
+    lines = [f"{sha256_file(files[name])}  {name}\n" for name in sorted(files)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,8 +1,10 @@
 """Model folders of strangers: every one that cannot be used is refused, in one clear line."""
 
+import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from ldm_toolkit.pipeline import LatentPipeline
 
 Change = Callable[[Path], object]
 UNET = "unet/diffusion_pytorch_model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 
 
@@ -78,6 +81,21 @@ def shards(weight_map: Any) -> Change:
     return change
 
 
+def wrap(state: dict[str, Any]) -> None:
+    """Names below text_model., as before transformers 5.6."""
+    for name in list(state):
+        state[f"text_model.{name.removeprefix('text_model.')}"] = state.pop(name)
+
+
+def name_as_in_2022(state: dict[str, Any]) -> None:
+    """A VAE's attention under its first names."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for name in list(state):
+        for new, before in old.items():
+            if f".{new}." in name:
+                state[name.replace(f".{new}.", f".{before}.")] = state.pop(name)
+
+
 REMOVED = object()
 INDEX = "model_index.json"
 CANARY = "import pathlib; pathlib.Path(__file__).with_name('canary').write_text('ran')"
@@ -86,7 +104,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "xl": (edit(INDEX, _class_name="StableDiffusionXLPipeline"), "Stable Diffusion XL"),
     "sd3": (edit(INDEX, _class_name="StableDiffusion3Pipeline"), "Stable Diffusion 3"),
     "flux": (edit(INDEX, _class_name="FluxPipeline"), "Flux"),
-    "inpaint": (edit(INDEX, _class_name="StableDiffusionInpaintPipeline"), "inpainting"),
+    "xl inpaint": (edit(INDEX, _class_name="StableDiffusionXLInpaintPipeline"), "Diffusion XL"),
+    "pixart": (edit(INDEX, _class_name="PixArtAlphaPipeline"), "PixArt"),
+    "upscaler": (edit(INDEX, _class_name="StableDiffusionUpscalePipeline"), "upscaler"),
+    "instruct": (edit(INDEX, _class_name="StableDiffusionInstructPix2PixPipeline"), "Pix2Pix"),
+    "depth": (edit(INDEX, _class_name="StableDiffusionDepth2ImgPipeline"), "depth-to-image"),
     "unknown pipeline": (edit(INDEX, _class_name="MyPipeline"), "MyPipeline"),
     "no pipeline": (edit(INDEX, _class_name=REMOVED), "StableDiffusionPipeline"),
     "custom pipeline": (edit(INDEX, _class_name=["pipeline", "My"]), "StableDiffusionPipeline"),
@@ -120,8 +142,13 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "other class in the part": (edit("unet/config.json", _class_name="MyUNet"), "is for 'MyUNet'"),
     "other text model": (edit("text_encoder/config.json", model_type="t5"), "CLIP text model"),
     # values
-    "9 channels": (edit("unet/config.json", in_channels=9), "inpainting"),
-    "8 channels": (edit("unet/config.json", in_channels=8), "in_channels"),
+    "9 channels": (edit("unet/config.json", in_channels=9), "1 mismatched keys"),
+    "8 channels": (edit("unet/config.json", in_channels=8), "Pix2Pix"),
+    "5 channels": (edit("unet/config.json", in_channels=5), "depth-to-image"),
+    "text channels": (edit("unet/config.json", in_channels="4"), "in_channels"),
+    "heads that do not divide": (edit("unet/config.json", attention_head_dim=0), "unet cannot be"),
+    "text heads": (edit("text_encoder/config.json", num_attention_heads=5), "text_encoder cannot"),
+    "text activation": (edit("text_encoder/config.json", hidden_act="os.system"), "text_encoder"),
     "text width": (edit("unet/config.json", cross_attention_dim=768), "of different models"),
     "width list": (edit("unet/config.json", cross_attention_dim=[32, 32]), "of different models"),
     "xl conditioning": (edit("unet/config.json", addition_embed_type="text_time"), "XL"),
@@ -149,7 +176,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "pickle only": (rename(UNET, "unet/diffusion_pytorch_model.bin"), "pickled weights"),
     "variant only": (
         rename(UNET, "unet/diffusion_pytorch_model.fp16.safetensors"),
-        "holds only a variant",
+        "choose with variant",
     ),
     "no vocabulary": (remove("tokenizer/vocab.json"), "lacks tokenizer/vocab.json"),
     "weights are a folder": (
@@ -180,7 +207,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "other shape": (
         tensors(UNET, lambda s: s.update({"conv_in.bias": torch.zeros(5)})),
-        "unet",
+        "1 mismatched keys, the first is 'conv_in.bias'",
     ),
     "missing text tensor": (
         tensors(TEXT, lambda s: s.pop(next(iter(s)))),
@@ -248,6 +275,10 @@ ACCEPTED: dict[str, Change] = {
     "half precision": tensors(UNET, lambda s: s.update({k: v.half() for k, v in s.items()})),
     "shards": shards("filled below"),
     "no maximum": edit("tokenizer/tokenizer_config.json", model_max_length=REMOVED),
+    "image-to-image": edit(INDEX, _class_name="StableDiffusionImg2ImgPipeline"),
+    "inpainting with 4 channels": edit(INDEX, _class_name="StableDiffusionInpaintPipeline"),
+    "wrapped text model": tensors(TEXT, lambda s: wrap(s)),
+    "attention of 2022": tensors(VAE, lambda s: name_as_in_2022(s)),
 }
 
 
@@ -281,9 +312,11 @@ def test_hub_cache_layout(tiny_model: Path, tmp_path: Path) -> None:
 class TestIdentity:
     def test_hash_is_sha256sum_of_sha256sums(self, tiny_model: Path) -> None:
         checked = check_model_folder(tiny_model)
-        assert len(checked.weights) == 3
-        first = weights_sha256(tiny_model, checked.weights)
-        assert first == weights_sha256(tiny_model, checked.weights[::-1])
+        assert list(checked.weights) == ["unet", "vae", "text_encoder"]
+        done = subprocess.run(
+            ["sha256sum", *sorted(checked.files)], cwd=tiny_model, capture_output=True, check=True
+        )
+        assert weights_sha256(checked.files) == hashlib.sha256(done.stdout).hexdigest()
 
     def test_hash_changes_with_any_weight(self, folder: Path) -> None:
         before = load_components(folder, device="cpu", dtype="float32").identity
