@@ -219,6 +219,7 @@ def _check_index(index: Mapping[str, Any]) -> None:
             f"the model is {kind} ({pipeline!r:.80}); Stable Diffusion 1.x and 2.x are read "
             "(StableDiffusionPipeline)"
         )
+    _refuse_requests_for_code("model_index.json", index)
     for part, value in index.items():
         if part.startswith("_") or part in _IGNORED or not isinstance(value, list):
             continue
@@ -236,9 +237,7 @@ def _check_index(index: Mapping[str, Any]) -> None:
 
 def _check_class(part: str, config: Mapping[str, Any]) -> None:
     """A component's own configuration must not name another class or code."""
-    for key in ("auto_map", "custom_pipeline", "trust_remote_code"):
-        if config.get(key):
-            raise ModelError(f"{part}'s configuration asks for code ({key}); no code is run")
+    _refuse_requests_for_code(f"{part}'s configuration", config)
     named = config.get("_class_name")
     known = _CLASSES[part][1]
     if named is not None and (not isinstance(named, str) or named not in known):
@@ -246,6 +245,13 @@ def _check_class(part: str, config: Mapping[str, Any]) -> None:
     kind = config.get("model_type")
     if part == "text_encoder" and kind is not None and kind not in ("clip_text_model", "clip"):
         raise ModelError(f"text_encoder must be a CLIP text model, not {kind!r:.80}")
+
+
+def _refuse_requests_for_code(label: str, config: Mapping[str, Any]) -> None:
+    """No configuration may name code of its own. Raises ModelError."""
+    for key in ("auto_map", "custom_pipeline", "trust_remote_code"):
+        if config.get(key):
+            raise ModelError(f"{label} asks for code ({key}); no code is run")
 
 
 def check_tokenizer(folder: Path) -> Path:
@@ -269,8 +275,9 @@ def _check_tokenizer_files(root: Path, prefix: str) -> None:
             continue
         if name.endswith(".json"):
             data = read_json(root, relative)
-            if data.get("auto_map"):
-                raise ModelError(f"{relative} asks for code (auto_map); no code is run")
+            _refuse_requests_for_code(relative, data)
+            if data.get("fast_tokenizer_files"):  # transformers would open whatever it names
+                raise ModelError(f"{relative} names files of its own (fast_tokenizer_files)")
         else:
             regular_file(root, relative)
     if not (root / prefix / "tokenizer.json").exists():

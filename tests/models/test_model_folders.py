@@ -133,6 +133,18 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "python at the root": (write("pipeline.py", CANARY), "contains code"),
     "python in a part": (write("unet/my_unet.py", CANARY), "contains code"),
     "python in the depth": (write("a/b/c/x.PY", CANARY), "contains code"),
+    "compiled python": (write("unet/my_unet.cpython-311.pyc", CANARY), "contains code"),
+    "library": (write("vae/fast.so", CANARY), "contains code"),
+    "custom pipeline named": (
+        edit(INDEX, custom_pipeline="lpw_stable_diffusion"),
+        "no code is run",
+    ),
+    "community pipeline": (edit(INDEX, _class_name="lpw_stable_diffusion"), "unknown kind"),
+    "trust in the index": (edit(INDEX, trust_remote_code=True), "no code is run"),
+    "scheduler's code": (
+        edit("scheduler/scheduler_config.json", auto_map={"S": "x.Y"}),
+        "no code is run",
+    ),
     "auto_map": (edit("text_encoder/config.json", auto_map={"AutoModel": "x.Y"}), "no code is run"),
     "trust": (edit("unet/config.json", trust_remote_code=True), "no code is run"),
     "tokenizer's code": (
@@ -178,6 +190,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         rename(UNET, "unet/diffusion_pytorch_model.fp16.safetensors"),
         "choose with variant",
     ),
+    "tokenizer's own files": (
+        edit("tokenizer/tokenizer_config.json", fast_tokenizer_files=["../tokenizer.x.json"]),
+        "fast_tokenizer_files",
+    ),
     "no vocabulary": (remove("tokenizer/vocab.json"), "lacks tokenizer/vocab.json"),
     "weights are a folder": (
         lambda f: ((f / UNET).unlink(), (f / UNET).mkdir()),
@@ -192,6 +208,18 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "shard absolute": (shards({"a": "/etc/x.safetensors"}), "a safetensors file beside it"),
     "shard backslash": (shards({"a": "..\\x.safetensors"}), "a safetensors file beside it"),
     "shard drive": (shards({"a": "C:\\x.safetensors"}), "a safetensors file beside it"),
+    "shard UNC": (shards({"a": "\\\\host\\share\\x.safetensors"}), "safetensors file beside it"),
+    "shard case": (shards({"a": "real.safetensors", "b": "REAL.safetensors"}), "lacks unet/REAL"),
+    "shard linked out": (
+        lambda f: (shards({"a": "x.safetensors"})(f), link("unet/x.safetensors", "/etc/hosts")(f)),
+        "leads out",
+    ),
+    "part linked out": (
+        lambda f: (shutil.move(f / "unet", f.parent / "unet"), link("unet", "../unet")(f)),
+        "leads out",
+    ),
+    "config linked out": (link("unet/config.json", "/etc/hostname"), "leads out"),
+    "vocabulary linked out": (link("tokenizer/vocab.json", "/etc/hostname"), "leads out"),
     "shard missing": (shards({"a": "no.safetensors"}), "lacks unet/no.safetensors"),
     "shard NUL": (shards({"a": "a\0b.safetensors"}), "a safetensors file beside it"),
     "shard long": (shards({"a": "x" * 5000 + ".safetensors"}), "a safetensors file beside it"),
@@ -230,6 +258,25 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "card's defaults": (write("ldm_toolkit.json", '{"defaults": 5}'), "must be an object"),
 }
+
+
+REMOTE_CODE = [
+    *("python at the root", "python in a part", "python in the depth", "compiled python"),
+    *("library", "custom pipeline", "custom pipeline named", "community pipeline", "auto_map"),
+    *("trust", "trust in the index", "tokenizer's code", "scheduler's code", "own unet", "own vae"),
+    *("own scheduler", "other class in the part", "unknown part"),
+]
+TRAVERSAL = [
+    *("link out", "link up", "link loop", "device", "fifo", "weights are a folder", "shard up"),
+    *("shard absolute", "shard backslash", "shard drive", "shard UNC", "shard NUL", "shard long"),
+    *("shard case", "shard missing", "shard linked out", "shards empty", "shard number"),
+    *("tokenizer's own files", "part linked out", "config linked out", "vocabulary linked out"),
+]
+
+
+def test_the_tables_are_as_long_as_promised() -> None:
+    assert len({*REMOTE_CODE} & {*REFUSED}) == len(REMOTE_CODE) >= 12
+    assert len({*TRAVERSAL} & {*REFUSED}) == len(TRAVERSAL) >= 16
 
 
 @pytest.fixture
@@ -275,6 +322,8 @@ ACCEPTED: dict[str, Change] = {
     "half precision": tensors(UNET, lambda s: s.update({k: v.half() for k, v in s.items()})),
     "shards": shards("filled below"),
     "no maximum": edit("tokenizer/tokenizer_config.json", model_max_length=REMOVED),
+    # diffusers itself would prefer the index
+    "index beside the weights": write(f"{UNET}.index.json", '{"weight_map": {"a": "../x"}}'),
     "image-to-image": edit(INDEX, _class_name="StableDiffusionImg2ImgPipeline"),
     "inpainting with 4 channels": edit(INDEX, _class_name="StableDiffusionInpaintPipeline"),
     "wrapped text model": tensors(TEXT, lambda s: wrap(s)),
@@ -307,6 +356,23 @@ def test_hub_cache_layout(tiny_model: Path, tmp_path: Path) -> None:
             place.symlink_to(os.path.relpath(blobs / str(number), place.parent))
     found = load_components(snapshot, device="cpu", dtype="float32")
     assert found.identity.sha256 == load_components(tiny_model, device="cpu").identity.sha256
+
+
+def test_hub_cache_with_shared_blobs(tiny_model: Path, tmp_path: Path) -> None:
+    """Equal files of several models lie once in the cache's own blobs/ab/."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / "models--a--b" / "snapshots" / "abc"))
+    shared = tmp_path / "blobs" / "ab" / "abcdef"
+    shared.parent.mkdir(parents=True)
+    (model / UNET).rename(shared)
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    (tmp_path / "models--a--b" / "blobs" / "1").symlink_to("../../blobs/ab/abcdef")
+    (model / UNET).symlink_to("../../../blobs/1")
+    assert check_model_folder(model).files[UNET] == model / UNET
+    (model / UNET).unlink()
+    (model / UNET).symlink_to("../../../../elsewhere")
+    (tmp_path / "elsewhere").write_bytes(b"x")
+    with pytest.raises(ModelError, match="leads out"):
+        check_model_folder(model)
 
 
 class TestIdentity:

@@ -260,6 +260,22 @@ def test_another_vae(write: Callable[..., tuple[Path, Path]]) -> None:
     assert found.identity.sha256 not in (sha256_file(path), load(folder, folder).identity.sha256)
 
 
+def test_a_pickled_checkpoint(write: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+    path, folder = write("2.x")
+    pickled = tmp_path / "old.ckpt"
+    torch.save({"state_dict": load_file(path), "epoch": 3, "global_step": 875000}, pickled)
+    with pytest.raises(ModelError, match=r"old\.ckpt is a pickle"):
+        load(pickled, folder)
+    found, expected = load(pickled, folder, allow_pickle=True), load(path, folder)
+    for part in WEIGHTS:
+        one, other = getattr(found, part).state_dict(), getattr(expected, part).state_dict()
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert found.identity.name == "old"
+    assert found.identity.sha256 == sha256_file(pickled)
+    assert found.scheduler_config == expected.scheduler_config
+
+
 # --- the published architectures ---
 
 # Parameters as the models' own files have them.
