@@ -18,6 +18,7 @@ from ldm_toolkit.models.places import read_json, refuse_code, regular_file
 
 __all__ = [
     "PARTS",
+    "PICKLES",
     "TOKENIZER_FILES",
     "CheckedFolder",
     "check_description",
@@ -88,7 +89,7 @@ PARTS = {
     "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     "text_encoder": ("model", "pytorch_model"),
 }
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.(safetensors|bin)")
 _VARIANT = re.compile(r"[A-Za-z0-9_-]{1,32}")
 TOKENIZER_FILES = (
@@ -316,7 +317,7 @@ def no_weights(part: str, wanted: str, present: Iterable[str], *, allow_pickle: 
     """The error for a part without fitting weights, with the way to what is there instead."""
     others = sorted(present)
     weights = [name for name in others if name.endswith(".safetensors")]
-    pickles = [name for name in others if name.endswith(_PICKLES)]
+    pickles = [name for name in others if name.endswith(PICKLES)]
     if weights:
         return ModelError(
             f"{part} holds {weights[0]:.120} but not {wanted}; choose with variant what is there"
@@ -347,5 +348,5 @@ def shard_names(folder: Path, index: str) -> list[str]:
 def _check_headers(files: Iterable[Path]) -> None:
     """The safetensors among the files keep their promises. Raises ModelError."""
     for path in files:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() not in PICKLES:
             check_safetensors(path)

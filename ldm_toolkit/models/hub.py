@@ -85,7 +85,7 @@ def fetch_model(
         try:
             tree = get_cached_repo_tree(model, revision=pinned)
         except CachedRepoTreeNotFoundError:  # a cache of before these lists, and no network
-            return Snapshot(folder, str(pinned))
+            return Snapshot(folder, pinned.resolved)
         sizes = {file.path: file.size for file in tree}
         names = [
             name
@@ -95,9 +95,11 @@ def fetch_model(
         missing = [name for name in names if not (folder / name).exists()]
         if missing and not local:
             total = sum(sizes[name] for name in missing)
-            _log.warning("downloading %s of %s, commit %s", _human(total), model, str(pinned)[:12])
+            _log.warning(
+                "downloading %s of %s, commit %s", _human(total), model, pinned.resolved[:12]
+            )
         snapshot_download(model, revision=pinned, local_files_only=local, allow_patterns=names)
-    return Snapshot(folder, str(pinned))
+    return Snapshot(folder, pinned.resolved)
 
 
 def _weights(

@@ -47,7 +47,8 @@ def find_model(model: str | Path) -> Path:
         raise ModelError(f"{model!r:.200} is not a model name or a path: {error}") from error
     if found:
         raise ModelError(
-            f"{model} is a file; a model is a folder in the diffusers layout, with model_index.json"
+            f"{model} is a file; a model is a folder in the diffusers layout, with "
+            "model_index.json, or a checkpoint named .safetensors"
         )
     known = ", ".join(bundled) or "none in this installation"
     raise ModelError(

@@ -15,7 +15,7 @@ from ldm_toolkit import schedulers
 from ldm_toolkit.errors import ModelError, UserError
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.hardware import choose_device, choose_dtype, lay_out
-from ldm_toolkit.models.checks import check_model_folder, check_tokenizer, check_vae_folder
+from ldm_toolkit.models.checks import PICKLES, check_model_folder, check_tokenizer, check_vae_folder
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.configs import check_configs, image_size
 from ldm_toolkit.models.conversion import convert, measured_prediction
@@ -131,7 +131,7 @@ def _open_file(
     path: Path, *, vae: Path | None, tokenizer: Path | None, allow_pickle: bool
 ) -> _Opened:
     """A single-file checkpoint, checked. Raises ModelError."""
-    pickled = path.suffix.lower() != ".safetensors"
+    pickled = path.suffix.lower() in PICKLES
     if pickled and not allow_pickle:
         raise ModelError(
             f"{path.name} is a pickle, which can run code when it is read; take the model as "

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ldm_toolkit.errors import ModelError
+from ldm_toolkit.models.checks import PICKLES
 from ldm_toolkit.models.pickles import load_pickle
 from ldm_toolkit.models.vocabulary import STOP, read_published
 
@@ -54,7 +55,7 @@ def read_weights(files: Iterable[Path]) -> dict[str, torch.Tensor]:
     """The tensors of a part's checked files, by name. Raises ModelError."""
     state: dict[str, torch.Tensor] = {}
     for path in files:
-        if path.suffix != ".safetensors":
+        if path.suffix.lower() in PICKLES:
             shard = load_pickle(path)
         else:
             try:
@@ -89,7 +90,7 @@ def build_network(
         network._fix_state_dict_keys_on_load(state)  # VAEs of 2022 name their attention otherwise
     _account_for(part, network.state_dict(), state)
     network.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
-    return network.to(dtype).eval().requires_grad_(False)
+    return network.eval().requires_grad_(False)
 
 
 def _empty_network(part: str, config: Mapping[str, Any]) -> Any:

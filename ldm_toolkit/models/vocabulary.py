@@ -13,7 +13,8 @@ from ldm_toolkit.errors import ModelError
 
 __all__ = ["START", "STOP", "find_published", "find_tokenizer", "read_published"]
 
-START, STOP = "<|startoftext|>", "<|endoftext|>"
+START = "<|startoftext|>"
+STOP = "<|endoftext|>"
 _HUB_TOKENIZER = "openai/clip-vit-large-patch14"
 _FILE = "bpe_simple_vocab_16e6.txt.gz"
 _MERGES = 49152 - 256 - 2  # the file holds more; CLIP took 49152 entries with bytes and two marks

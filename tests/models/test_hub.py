@@ -171,7 +171,7 @@ def test_shards_that_lead_elsewhere(name: str, hub: Hub) -> None:
 
 
 def test_pickles_only_when_allowed(hub: Hub) -> None:
-    del hub.files[UNET]
+    del hub.files[UNET], hub.files["unet/diffusion_pytorch_model.non_ema.safetensors"]
     with pytest.raises(ModelError) as caught:
         fetch_model("owner/name")
     assert_explained(caught, "only pickled weights", "allow pickles")
@@ -194,7 +194,10 @@ def test_another_model_is_refused_before_its_weights(hub: Hub) -> None:
 # --- failures ---
 
 
-def test_a_broken_download_resumes(hub: Hub, impatient: None, tiny_model: Path) -> None:
+def test_a_broken_download_resumes(
+    hub: Hub, impatient: None, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)  # what is written at once
     hub.breaks[UNET] = 1000
     found = fetch_model("owner/name")
     assert (found.folder / UNET).read_bytes() == (tiny_model / UNET).read_bytes()

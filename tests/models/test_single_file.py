@@ -260,6 +260,13 @@ def test_another_vae(write: Callable[..., tuple[Path, Path]]) -> None:
     assert found.identity.sha256 not in (sha256_file(path), load(folder, folder).identity.sha256)
 
 
+def test_an_ending_in_capitals_is_no_pickle(write: Callable[..., tuple[Path, Path]]) -> None:
+    path, folder = write()
+    before = load(path, folder).identity
+    path = path.rename(path.with_suffix(".SAFETENSORS"))
+    assert load(path, folder).identity == before
+
+
 def test_a_pickled_checkpoint(write: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
     path, folder = write("2.x")
     pickled = tmp_path / "old.ckpt"
