@@ -55,10 +55,15 @@ def make_model(
     prediction_type: str = "epsilon",
     text_width: int = 32,
     unet_channels: tuple[int, ...] = (32, 64),
-    inpainting: bool = False,
+    in_channels: int = 4,
+    second: bool = False,
     seed: int = 0,
 ) -> Path:
-    """Write a model of 64 x 64 pixels in the diffusers layout; equal arguments, equal bytes."""
+    """Write a model of 64 x 64 pixels in the diffusers layout; equal arguments, equal bytes.
+
+    ``second``: laid out as Stable Diffusion 2 (OpenCLIP's activation, linear projections, heads a
+    level); 9 ``in_channels`` make an inpainting model.
+    """
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -70,6 +75,7 @@ def make_model(
             hidden_size=text_width,
             intermediate_size=2 * text_width,
             num_hidden_layers=2,
+            hidden_act="gelu" if second else "quick_gelu",
             num_attention_heads=4,
             bos_token_id=vocabulary - 2,
             eos_token_id=vocabulary - 1,
@@ -80,13 +86,14 @@ def make_model(
         attention = ["CrossAttn"] * (levels - 1)
         unet = UNet2DConditionModel(
             sample_size=8,
-            in_channels=9 if inpainting else 4,
+            in_channels=in_channels,
+            use_linear_projection=second,
             layers_per_block=1,
             block_out_channels=unet_channels,
             down_block_types=tuple([f"{kind}DownBlock2D" for kind in attention] + ["DownBlock2D"]),
             up_block_types=tuple(["UpBlock2D"] + [f"{kind}UpBlock2D" for kind in attention]),
             cross_attention_dim=text_width,
-            attention_head_dim=4,
+            attention_head_dim=[2 * level + 2 for level in range(levels)] if second else 4,
             norm_num_groups=8,
         )
         unet.save_pretrained(folder / "unet")
@@ -106,7 +113,9 @@ def make_model(
     )
     scheduler.save_pretrained(folder / "scheduler")
     index = {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": (
+            "StableDiffusionInpaintPipeline" if in_channels == 9 else "StableDiffusionPipeline"
+        ),
         "_diffusers_version": "0.42.1",
         "feature_extractor": [None, None],
         "requires_safety_checker": False,

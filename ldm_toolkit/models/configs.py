@@ -15,6 +15,7 @@ __all__ = ["check_configs", "image_size"]
 _MAX_WIDTH = 8192
 _MAX_LEVELS = 8
 _MAX_LAYERS = 64
+_INPUTS = (4, 9)
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _SPACINGS = ("leading", "trailing", "linspace")
@@ -66,10 +67,14 @@ def _channels(config: Mapping[str, Any], part: str) -> None:
 
 
 def _check_unet(unet: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-    """The UNet of Stable Diffusion 1.x: 4 channels in and out, this text encoder's width."""
-    if unet.get("in_channels", 4) == 9:
-        raise ModelError("the UNet has 9 input channels: an inpainting model; this edition needs 4")
-    _whole(unet, "unet", "in_channels", 4, 4, 4)
+    """The UNet of Stable Diffusion: 4 channels in (9 to inpaint) and out, this text's width."""
+    channels = unet.get("in_channels", 4)
+    if type(channels) is not int or channels not in _INPUTS:
+        known = {5: " (a depth-to-image model)", 7: " (an upscaler)", 8: " (InstructPix2Pix)"}
+        hint = known.get(channels, "") if isinstance(channels, int) else ""
+        raise ModelError(
+            f"unet: in_channels must be 4, or 9 to inpaint, not {channels!r:.80}{hint}"
+        )
     _whole(unet, "unet", "out_channels", 4, 4, 4)
     _channels(unet, "unet")
     added = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "encoder_hid_dim")
@@ -77,7 +82,7 @@ def _check_unet(unet: Mapping[str, Any], text: Mapping[str, Any]) -> None:
         if unet.get(name) is not None:
             raise ModelError(
                 f"the UNet wants more than a prompt ({name}: {unet[name]!r:.40}), as Stable "
-                "Diffusion XL and others do; this edition reads 1.x"
+                "Diffusion XL and others do; 1.x and 2.x are read"
             )
     if unet.get("time_cond_proj_dim") is not None:
         raise ModelError(
@@ -103,7 +108,7 @@ def _check_vae(vae: Mapping[str, Any]) -> None:
     for name, value in (("in_channels", 3), ("out_channels", 3), ("latent_channels", 4)):
         if vae.get(name, value) != value:
             raise ModelError(
-                f"vae: {name} must be {value} for Stable Diffusion 1.x, not {vae[name]!r:.80}"
+                f"vae: {name} must be {value} for Stable Diffusion, not {vae[name]!r:.80}"
                 + (" (Stable Diffusion 3 and Flux have 16)" if name == "latent_channels" else "")
             )
     _channels(vae, "vae")
@@ -144,4 +149,4 @@ def _check_scheduler(scheduler: Mapping[str, Any]) -> None:
             raise ModelError(f"scheduler: {name} must lie between 0 and 1, not {value!r:.80}")
     for name in ("use_flow_sigmas", "use_dynamic_shifting"):
         if scheduler.get(name):
-            raise ModelError(f"scheduler: {name} is for flow-matching models, not for 1.x")
+            raise ModelError(f"scheduler: {name} is for flow-matching models, not for this one")

@@ -124,7 +124,7 @@ def _pipeline_name(components: Components) -> str:
 def _save_network(network: Any, components: Components, target: Path, stem: str) -> None:
     """One network's configuration and weights."""
     files = components.files.get(target.name, ())
-    if not files:
+    if not files or any(file.suffix != ".safetensors" for file in files):
         network.save_pretrained(target, safe_serialization=True)
         return
     source: dict[str, torch.Tensor] = {}

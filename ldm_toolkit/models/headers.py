@@ -11,7 +11,7 @@ from typing import Any
 
 from ldm_toolkit.errors import ModelError
 
-__all__ = ["DTYPE_BYTES", "check_safetensors"]
+__all__ = ["DTYPE_BYTES", "check_safetensors", "read_header"]
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 _MAX_HEADER = 16 << 20
@@ -24,6 +24,11 @@ def check_safetensors(path: Path) -> dict[str, Any]:
 
     Raises ModelError that names the file and the finding.
     """
+    return read_header(path)[0]
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same check; returns the tensors' entries and the file's metadata. Raises ModelError."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
@@ -38,9 +43,12 @@ def check_safetensors(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"cannot read {path.name}: {error.strerror or error}") from error
     header = _parse(raw, path)
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    if not texts:
+        raise ModelError(f"the header of {path.name} has metadata that is not text")
     _check_tensors(header, size - 8 - length, path)
-    return header
+    return header, metadata
 
 
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:

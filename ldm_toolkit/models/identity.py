@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,8 @@ def find_model(model: str | Path) -> Path:
         raise ModelError(f"{model!r:.200} is not a model name or a path: {error}") from error
     if found:
         raise ModelError(
-            f"{model} is a file; a model is a folder in the diffusers layout, with model_index.json"
+            f"{model} is a file; a model is a folder in the diffusers layout, with "
+            "model_index.json, or a checkpoint named .safetensors"
         )
     known = ", ".join(bundled) or "none in this installation"
     raise ModelError(
@@ -56,11 +57,10 @@ def find_model(model: str | Path) -> Path:
     )
 
 
-def weights_sha256(folder: Path, files: Sequence[Path]) -> str:
-    """One SHA-256 for all weights: over the lines ``sha256  relative/path`` in sorted order.
+def weights_sha256(files: Mapping[str, Path]) -> str:
+    """One SHA-256 for all weights: over the lines ``sha256  part/file`` in sorted order.
 
     The same text as ``sha256sum`` prints, so anybody can check it with ordinary tools.
     """
-    names = sorted(path.relative_to(folder).as_posix() for path in files)
-    lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]
+    lines = [f"{sha256_file(files[name])}  {name}\n" for name in sorted(files)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,138 +1,231 @@
-"""A model's name or folder -> Components: checked, loaded in the target dtype, on the device."""
+"""A model's name, hub id, folder or file -> Components: checked, loaded, on the device."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldm_toolkit import schedulers
-from ldm_toolkit.errors import ModelError
+from ldm_toolkit.errors import ModelError, UserError
+from ldm_toolkit.files import sha256_file
 from ldm_toolkit.hardware import choose_device, choose_dtype, lay_out
-from ldm_toolkit.models.checks import CheckedFolder, check_model_folder
+from ldm_toolkit.models.checks import PICKLES, check_model_folder, check_tokenizer, check_vae_folder
 from ldm_toolkit.models.components import Components
-from ldm_toolkit.models.configs import image_size
+from ldm_toolkit.models.configs import check_configs, image_size
+from ldm_toolkit.models.conversion import convert, measured_prediction
+from ldm_toolkit.models.hub import fetch_model, is_hub_id
 from ldm_toolkit.models.identity import ModelIdentity, bundled_models, find_model, weights_sha256
+from ldm_toolkit.models.networks import (
+    build_network,
+    load_tokenizer,
+    published_tokenizer,
+    read_weights,
+)
+from ldm_toolkit.models.single_file import Description, check_single_file, describe, is_single_file
+from ldm_toolkit.models.vocabulary import find_published, find_tokenizer
 from ldm_toolkit.recipe import ModelDefaults
 
 __all__ = ["bundled_models", "load_components"]
 
+_log = logging.getLogger(__name__)
+
+Configs = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model that was found and checked, before its networks are built."""
+
+    name: str
+    revision: str
+    configs: Configs
+    card: Mapping[str, Any]
+    scheduler: str
+    tokenizer: Callable[[], Any]
+    tensors: Callable[[str], dict[str, torch.Tensor]]
+    sha256: Callable[[], str]
+    unsettled: Description | None = None
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+
 
 def load_components(
-    model: str | Path, *, device: str = "auto", dtype: str | torch.dtype = "auto"
+    model: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    vae: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    offline: bool | None = None,
+    allow_pickle: bool = False,
 ) -> Components:
-    """Load a bundled model by name or a folder in the diffusers layout.
+    """Load a bundled model, a hub id, a folder in the diffusers layout or a single checkpoint file.
 
-    The folder is checked before a loader sees it. Raises ModelError and UserError.
+    ``vae`` and ``tokenizer`` are folders in place of the model's own. ``revision`` and ``offline``
+    are for hub ids, ``variant`` ("fp16") for those and for folders. ``allow_pickle`` reads ``.bin``
+    and ``.ckpt`` with torch's weights-only loader. Everything is checked before a loader sees it.
+    Raises ModelError and UserError.
     """
     target = choose_device(device)
     computing = choose_dtype(dtype, target)
-    checked = check_model_folder(find_model(model))
-    with ThreadPoolExecutor(1) as pool:  # hashing releases the GIL: it costs no time of its own
-        digest = pool.submit(weights_sha256, checked.root, checked.weights)
-        parts = _load_parts(checked, computing)
-        for name in ("text_encoder", "vae", "unet"):
-            parts[name].to(target).eval().requires_grad_(False)
-        memory_format = lay_out([parts["unet"], parts["vae"]], computing)
-        identity = _identity(checked, digest.result())
-    tokenizer = parts["tokenizer"]
-    if len(tokenizer) > parts["text_encoder"].config.vocab_size:
-        raise ModelError(
-            f"the tokenizer has {len(tokenizer)} tokens, the text encoder only "
-            f"{parts['text_encoder'].config.vocab_size}; they are of different models"
-        )
-    if tokenizer.model_max_length > 77:  # a tokenizer without the setting says 10^30
-        tokenizer.model_max_length = 77
-    scheduler_config = dict(checked.configs["scheduler"])
-    return Components(
-        **parts,
-        scheduler_config=scheduler_config,
-        identity=identity,
-        defaults=_defaults(checked, identity.name, scheduler_config),
-        memory_format=memory_format,
-        files=_by_part(checked),
+    places = {"vae": _folder(vae), "tokenizer": _folder(tokenizer)}
+    hub = _on_hub(model)
+    if revision is not None and not hub:
+        raise UserError(f"revision is for models of the hub (owner/name), not for {model}")
+    if is_single_file(model):
+        if variant is not None:
+            raise UserError("variant is for folders and models of the hub, not for a single file")
+        opened = _open_file(Path(model), **places, allow_pickle=allow_pickle)
+    else:
+        reading: dict[str, Any] = {"variant": variant, "allow_pickle": allow_pickle}
+        if hub:
+            fetched = fetch_model(str(model), revision=revision, offline=offline, **reading)
+            opened = _open_folder(fetched.folder, **places, **reading)
+            opened = dataclasses.replace(opened, name=str(model), revision=fetched.commit)
+        else:
+            opened = _open_folder(find_model(model), **places, **reading)
+    return _load(opened, target, computing)
+
+
+def _on_hub(model: str | Path) -> bool:
+    """Whether the name is a hub id and nothing here has that name."""
+    return is_hub_id(model) and not os.path.lexists(model)
+
+
+def _folder(place: str | Path | None) -> Path | None:
+    return None if place is None else Path(place)
+
+
+def _open_folder(
+    folder: Path,
+    *,
+    variant: str | None,
+    vae: Path | None,
+    tokenizer: Path | None,
+    allow_pickle: bool,
+) -> _Opened:
+    """A folder in the diffusers layout, checked. Raises ModelError."""
+    checked = check_model_folder(
+        folder, variant=variant, vae=vae, tokenizer=tokenizer, allow_pickle=allow_pickle
+    )
+    return _Opened(
+        # The card's name, else the folder's; never a path.
+        name=_card_text(checked.card, "name") or checked.root.resolve().name,
+        revision=_card_text(checked.card, "revision"),
+        configs=checked.configs,
+        card=checked.card,
+        scheduler=checked.index["scheduler"][1],
+        tokenizer=lambda: load_tokenizer(checked.tokenizer),
+        tensors=lambda part: read_weights(checked.weights[part]),
+        sha256=lambda: weights_sha256(checked.files),
+        files=checked.weights,
     )
 
 
-def _by_part(checked: CheckedFolder) -> dict[str, list[Path]]:
-    """The weight files of each part."""
-    files: dict[str, list[Path]] = {}
-    for path in checked.weights:
-        files.setdefault(path.parent.name, []).append(path)
-    return files
-
-
-def _load_parts(checked: CheckedFolder, dtype: torch.dtype) -> dict[str, Any]:
-    """Tokenizer and networks through their own classes' loaders, every tensor accounted for."""
-    # Imported here: diffusers costs seconds, and a wrong folder is found without it.
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from transformers.models.clip.modeling_clip import CLIPTextModel
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
-
-    parts: dict[str, Any] = {}
-    try:
-        parts["tokenizer"] = CLIPTokenizer.from_pretrained(
-            str(checked.root / "tokenizer"), local_files_only=True
+def _open_file(
+    path: Path, *, vae: Path | None, tokenizer: Path | None, allow_pickle: bool
+) -> _Opened:
+    """A single-file checkpoint, checked. Raises ModelError."""
+    pickled = path.suffix.lower() in PICKLES
+    if pickled and not allow_pickle:
+        raise ModelError(
+            f"{path.name} is a pickle, which can run code when it is read; take the model as "
+            "safetensors, or allow pickles, which torch's weights-only loader then reads"
         )
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        raise ModelError(f"the tokenizer cannot be loaded: {_first_line(error)}") from error
-    with _without_progress_bar():
-        parts["text_encoder"] = _load_network(
-            "text_encoder", CLIPTextModel, checked, {"dtype": dtype}
+    if pickled:
+        stored = read_weights([path])
+        shapes = {name: tuple(value.shape) for name, value in stored.items()}
+        found = describe(path.name, shapes, {}, with_vae=vae is None)
+    else:
+        found = check_single_file(path, with_vae=vae is None)
+        stored = read_weights([path])
+    configs: dict[str, Any] = found.settled(found.prediction or "v_prediction")
+    vae_files: tuple[Path, ...] = ()
+    if vae is not None:
+        configs["vae"], vae_files = check_vae_folder(vae, allow_pickle=allow_pickle)
+    check_configs(configs)
+    load_text = _file_tokenizer(tokenizer, found.kind)
+
+    def tensors(part: str) -> dict[str, torch.Tensor]:
+        if part == "vae" and vae_files:
+            return read_weights(vae_files)
+        return convert(part, configs[part], {name: stored[name] for name in found.names[part]})
+
+    def sha256() -> str:
+        """The file's own, as download pages show it; with another VAE, that of both."""
+        if not vae_files:
+            return sha256_file(path)
+        return weights_sha256({"checkpoint": path, **{f"vae/{p.name}": p for p in vae_files}})
+
+    return _Opened(
+        name=path.stem,
+        revision="",
+        configs=configs,
+        card={},
+        scheduler=configs["scheduler"]["_class_name"],
+        tokenizer=load_text,
+        tensors=tensors,
+        sha256=sha256,
+        unsettled=found if found.prediction is None else None,
+    )
+
+
+def _file_tokenizer(tokenizer: Path | None, kind: str) -> Callable[[], Any]:
+    """How to make the tokenizer that a single file lacks. Raises ModelError."""
+    if tokenizer is not None:
+        given = check_tokenizer(tokenizer)
+        return lambda: load_tokenizer(given)
+    # Stable Diffusion 2 was trained with OpenCLIP, which fills up with id 0.
+    padding = "!" if kind == "2.x" else None
+    cached = find_tokenizer()
+    if cached is not None:
+        checked = check_tokenizer(cached)
+        return lambda: load_tokenizer(checked, padding)
+    published = find_published()
+    return lambda: published_tokenizer(published, padding)
+
+
+def _load(opened: _Opened, target: torch.device, computing: torch.dtype) -> Components:
+    """Build the networks of a checked model. Raises ModelError."""
+    with ThreadPoolExecutor(1) as pool:  # hashing releases the GIL: it costs no time of its own
+        digest = pool.submit(opened.sha256)
+        tokenizer = opened.tokenizer()
+        networks = {
+            part: build_network(part, opened.configs[part], opened.tensors(part), computing)
+            for part in ("text_encoder", "vae", "unet")
+        }
+        for network in networks.values():
+            network.to(target)
+        memory_format = lay_out([networks["unet"], networks["vae"]], computing)
+        sha256 = digest.result()
+    vocabulary = networks["text_encoder"].config.vocab_size
+    if len(tokenizer) > vocabulary:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens, the text encoder only {vocabulary}; they "
+            "are of different models"
         )
-    parts["vae"] = _load_network("vae", AutoencoderKL, checked, {"torch_dtype": dtype})
-    parts["unet"] = _load_network("unet", UNet2DConditionModel, checked, {"torch_dtype": dtype})
-    return parts
-
-
-@contextlib.contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Keep transformers' bar over milliseconds of loading off the terminal."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _load_network(
-    name: str, network_class: Any, checked: CheckedFolder, options: Mapping[str, Any]
-) -> Any:
-    """One network; missing, unexpected and misshapen tensors are a ModelError, not a warning."""
-    try:
-        network, report = network_class.from_pretrained(
-            str(checked.root / name),
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=True,
-            output_loading_info=True,
-            **options,
-        )
-    except (ValueError, OSError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
-        raise ModelError(f"{name} cannot be loaded: {_first_line(error)}") from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        keys = [str(key) for key in report.get(problem) or ()]
-        # Checkpoints made before transformers 4.31 hold this table of 0, 1, 2, ... as a weight.
-        keys = [key for key in keys if not key.endswith("position_ids")]
-        if keys:
-            raise ModelError(
-                f"{name}: {len(keys)} {problem.replace('_', ' ')}, the first is {keys[0]!r:.120}; "
-                "weights and config.json are of different models"
-            )
-    return network
-
-
-def _identity(checked: CheckedFolder, sha256: str) -> ModelIdentity:
-    """Name and revision from the card, else the folder's name; never a path."""
-    name = _card_text(checked.card, "name") or checked.root.resolve().name
-    return ModelIdentity(name, _card_text(checked.card, "revision"), sha256)
+    configs = opened.configs
+    if opened.unsettled is not None:
+        prediction = measured_prediction(networks["unet"])
+        _log.info("%s predicts %s, measured", opened.name, prediction)
+        settled = opened.unsettled.settled(prediction)
+        configs = {**configs, "scheduler": settled["scheduler"], "unet": settled["unet"]}
+    return Components(
+        tokenizer=tokenizer,
+        **networks,
+        scheduler_config=dict(configs["scheduler"]),
+        identity=ModelIdentity(opened.name, opened.revision, sha256),
+        defaults=_defaults(opened, configs, opened.name),
+        memory_format=memory_format,
+        files=opened.files,
+    )
 
 
 def _card_text(card: Mapping[str, Any], key: str) -> str:
@@ -143,18 +236,17 @@ def _card_text(card: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _defaults(checked: CheckedFolder, name: str, config: Mapping[str, Any]) -> ModelDefaults:
+def _defaults(opened: _Opened, configs: Configs, name: str) -> ModelDefaults:
     """What the model uses where the user says nothing: its card, else its configurations."""
-    factor = 2 ** (len(checked.configs["vae"].get("block_out_channels", [1])) - 1)
-    width, height = image_size(checked.configs["unet"], factor)
-    declared = checked.index["scheduler"][1]
+    factor = 2 ** (len(configs["vae"].get("block_out_channels", [1])) - 1)
+    width, height = image_size(configs["unet"], factor)
     values: dict[str, Any] = {
         "width": width,
         "height": height,
-        "scheduler": schedulers.name_for_config(declared, config),
+        "scheduler": schedulers.name_for_config(opened.scheduler, configs["scheduler"]),
         "guidance_rescale": 0.0,
     }
-    stated = checked.card.get("defaults", {})
+    stated = opened.card.get("defaults", {})
     if not isinstance(stated, dict):
         raise ModelError("ldm_toolkit.json: defaults must be an object")
     values |= {key: value for key, value in stated.items() if key in values}
@@ -166,9 +258,3 @@ def _defaults(checked: CheckedFolder, name: str, config: Mapping[str, Any]) -> M
         raise ModelError("ldm_toolkit.json: guidance_rescale must be a number from 0 to 1")
     values["scheduler"] = schedulers.resolve_name(str(values["scheduler"]))
     return ModelDefaults(name=name, multiple=factor, **values)
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error of another library, with its type when there is no text."""
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -1,8 +1,10 @@
 """Model folders of strangers: every one that cannot be used is refused, in one clear line."""
 
+import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from ldm_toolkit.pipeline import LatentPipeline
 
 Change = Callable[[Path], object]
 UNET = "unet/diffusion_pytorch_model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 
 
@@ -78,6 +81,21 @@ def shards(weight_map: Any) -> Change:
     return change
 
 
+def wrap(state: dict[str, Any]) -> None:
+    """Names below text_model., as before transformers 5.6."""
+    for name in list(state):
+        state[f"text_model.{name.removeprefix('text_model.')}"] = state.pop(name)
+
+
+def name_as_in_2022(state: dict[str, Any]) -> None:
+    """A VAE's attention under its first names."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for name in list(state):
+        for new, before in old.items():
+            if f".{new}." in name:
+                state[name.replace(f".{new}.", f".{before}.")] = state.pop(name)
+
+
 REMOVED = object()
 INDEX = "model_index.json"
 CANARY = "import pathlib; pathlib.Path(__file__).with_name('canary').write_text('ran')"
@@ -86,7 +104,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "xl": (edit(INDEX, _class_name="StableDiffusionXLPipeline"), "Stable Diffusion XL"),
     "sd3": (edit(INDEX, _class_name="StableDiffusion3Pipeline"), "Stable Diffusion 3"),
     "flux": (edit(INDEX, _class_name="FluxPipeline"), "Flux"),
-    "inpaint": (edit(INDEX, _class_name="StableDiffusionInpaintPipeline"), "inpainting"),
+    "xl inpaint": (edit(INDEX, _class_name="StableDiffusionXLInpaintPipeline"), "Diffusion XL"),
+    "pixart": (edit(INDEX, _class_name="PixArtAlphaPipeline"), "PixArt"),
+    "upscaler": (edit(INDEX, _class_name="StableDiffusionUpscalePipeline"), "upscaler"),
+    "instruct": (edit(INDEX, _class_name="StableDiffusionInstructPix2PixPipeline"), "Pix2Pix"),
+    "depth": (edit(INDEX, _class_name="StableDiffusionDepth2ImgPipeline"), "depth-to-image"),
     "unknown pipeline": (edit(INDEX, _class_name="MyPipeline"), "MyPipeline"),
     "no pipeline": (edit(INDEX, _class_name=REMOVED), "StableDiffusionPipeline"),
     "custom pipeline": (edit(INDEX, _class_name=["pipeline", "My"]), "StableDiffusionPipeline"),
@@ -111,6 +133,18 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "python at the root": (write("pipeline.py", CANARY), "contains code"),
     "python in a part": (write("unet/my_unet.py", CANARY), "contains code"),
     "python in the depth": (write("a/b/c/x.PY", CANARY), "contains code"),
+    "compiled python": (write("unet/my_unet.cpython-311.pyc", CANARY), "contains code"),
+    "library": (write("vae/fast.so", CANARY), "contains code"),
+    "custom pipeline named": (
+        edit(INDEX, custom_pipeline="lpw_stable_diffusion"),
+        "no code is run",
+    ),
+    "community pipeline": (edit(INDEX, _class_name="lpw_stable_diffusion"), "unknown kind"),
+    "trust in the index": (edit(INDEX, trust_remote_code=True), "no code is run"),
+    "scheduler's code": (
+        edit("scheduler/scheduler_config.json", auto_map={"S": "x.Y"}),
+        "no code is run",
+    ),
     "auto_map": (edit("text_encoder/config.json", auto_map={"AutoModel": "x.Y"}), "no code is run"),
     "trust": (edit("unet/config.json", trust_remote_code=True), "no code is run"),
     "tokenizer's code": (
@@ -120,8 +154,13 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "other class in the part": (edit("unet/config.json", _class_name="MyUNet"), "is for 'MyUNet'"),
     "other text model": (edit("text_encoder/config.json", model_type="t5"), "CLIP text model"),
     # values
-    "9 channels": (edit("unet/config.json", in_channels=9), "inpainting"),
-    "8 channels": (edit("unet/config.json", in_channels=8), "in_channels"),
+    "9 channels": (edit("unet/config.json", in_channels=9), "1 mismatched keys"),
+    "8 channels": (edit("unet/config.json", in_channels=8), "Pix2Pix"),
+    "5 channels": (edit("unet/config.json", in_channels=5), "depth-to-image"),
+    "text channels": (edit("unet/config.json", in_channels="4"), "in_channels"),
+    "heads that do not divide": (edit("unet/config.json", attention_head_dim=0), "unet cannot be"),
+    "text heads": (edit("text_encoder/config.json", num_attention_heads=5), "text_encoder cannot"),
+    "text activation": (edit("text_encoder/config.json", hidden_act="os.system"), "text_encoder"),
     "text width": (edit("unet/config.json", cross_attention_dim=768), "of different models"),
     "width list": (edit("unet/config.json", cross_attention_dim=[32, 32]), "of different models"),
     "xl conditioning": (edit("unet/config.json", addition_embed_type="text_time"), "XL"),
@@ -149,7 +188,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "pickle only": (rename(UNET, "unet/diffusion_pytorch_model.bin"), "pickled weights"),
     "variant only": (
         rename(UNET, "unet/diffusion_pytorch_model.fp16.safetensors"),
-        "holds only a variant",
+        "choose with variant",
+    ),
+    "tokenizer's own files": (
+        edit("tokenizer/tokenizer_config.json", fast_tokenizer_files=["../tokenizer.x.json"]),
+        "fast_tokenizer_files",
     ),
     "no vocabulary": (remove("tokenizer/vocab.json"), "lacks tokenizer/vocab.json"),
     "weights are a folder": (
@@ -165,6 +208,18 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "shard absolute": (shards({"a": "/etc/x.safetensors"}), "a safetensors file beside it"),
     "shard backslash": (shards({"a": "..\\x.safetensors"}), "a safetensors file beside it"),
     "shard drive": (shards({"a": "C:\\x.safetensors"}), "a safetensors file beside it"),
+    "shard UNC": (shards({"a": "\\\\host\\share\\x.safetensors"}), "safetensors file beside it"),
+    "shard case": (shards({"a": "real.safetensors", "b": "REAL.safetensors"}), "lacks unet/REAL"),
+    "shard linked out": (
+        lambda f: (shards({"a": "x.safetensors"})(f), link("unet/x.safetensors", "/etc/hosts")(f)),
+        "leads out",
+    ),
+    "part linked out": (
+        lambda f: (shutil.move(f / "unet", f.parent / "unet"), link("unet", "../unet")(f)),
+        "leads out",
+    ),
+    "config linked out": (link("unet/config.json", "/etc/hostname"), "leads out"),
+    "vocabulary linked out": (link("tokenizer/vocab.json", "/etc/hostname"), "leads out"),
     "shard missing": (shards({"a": "no.safetensors"}), "lacks unet/no.safetensors"),
     "shard NUL": (shards({"a": "a\0b.safetensors"}), "a safetensors file beside it"),
     "shard long": (shards({"a": "x" * 5000 + ".safetensors"}), "a safetensors file beside it"),
@@ -180,7 +235,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "other shape": (
         tensors(UNET, lambda s: s.update({"conv_in.bias": torch.zeros(5)})),
-        "unet",
+        "1 mismatched keys, the first is 'conv_in.bias'",
     ),
     "missing text tensor": (
         tensors(TEXT, lambda s: s.pop(next(iter(s)))),
@@ -203,6 +258,25 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "card's defaults": (write("ldm_toolkit.json", '{"defaults": 5}'), "must be an object"),
 }
+
+
+REMOTE_CODE = [
+    *("python at the root", "python in a part", "python in the depth", "compiled python"),
+    *("library", "custom pipeline", "custom pipeline named", "community pipeline", "auto_map"),
+    *("trust", "trust in the index", "tokenizer's code", "scheduler's code", "own unet", "own vae"),
+    *("own scheduler", "other class in the part", "unknown part"),
+]
+TRAVERSAL = [
+    *("link out", "link up", "link loop", "device", "fifo", "weights are a folder", "shard up"),
+    *("shard absolute", "shard backslash", "shard drive", "shard UNC", "shard NUL", "shard long"),
+    *("shard case", "shard missing", "shard linked out", "shards empty", "shard number"),
+    *("tokenizer's own files", "part linked out", "config linked out", "vocabulary linked out"),
+]
+
+
+def test_the_tables_are_as_long_as_promised() -> None:
+    assert len({*REMOTE_CODE} & {*REFUSED}) == len(REMOTE_CODE) >= 12
+    assert len({*TRAVERSAL} & {*REFUSED}) == len(TRAVERSAL) >= 16
 
 
 @pytest.fixture
@@ -248,6 +322,12 @@ ACCEPTED: dict[str, Change] = {
     "half precision": tensors(UNET, lambda s: s.update({k: v.half() for k, v in s.items()})),
     "shards": shards("filled below"),
     "no maximum": edit("tokenizer/tokenizer_config.json", model_max_length=REMOVED),
+    # diffusers itself would prefer the index
+    "index beside the weights": write(f"{UNET}.index.json", '{"weight_map": {"a": "../x"}}'),
+    "image-to-image": edit(INDEX, _class_name="StableDiffusionImg2ImgPipeline"),
+    "inpainting with 4 channels": edit(INDEX, _class_name="StableDiffusionInpaintPipeline"),
+    "wrapped text model": tensors(TEXT, lambda s: wrap(s)),
+    "attention of 2022": tensors(VAE, lambda s: name_as_in_2022(s)),
 }
 
 
@@ -278,12 +358,31 @@ def test_hub_cache_layout(tiny_model: Path, tmp_path: Path) -> None:
     assert found.identity.sha256 == load_components(tiny_model, device="cpu").identity.sha256
 
 
+def test_hub_cache_with_shared_blobs(tiny_model: Path, tmp_path: Path) -> None:
+    """Equal files of several models lie once in the cache's own blobs/ab/."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / "models--a--b" / "snapshots" / "abc"))
+    shared = tmp_path / "blobs" / "ab" / "abcdef"
+    shared.parent.mkdir(parents=True)
+    (model / UNET).rename(shared)
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    (tmp_path / "models--a--b" / "blobs" / "1").symlink_to("../../blobs/ab/abcdef")
+    (model / UNET).symlink_to("../../../blobs/1")
+    assert check_model_folder(model).files[UNET] == model / UNET
+    (model / UNET).unlink()
+    (model / UNET).symlink_to("../../../../elsewhere")
+    (tmp_path / "elsewhere").write_bytes(b"x")
+    with pytest.raises(ModelError, match="leads out"):
+        check_model_folder(model)
+
+
 class TestIdentity:
     def test_hash_is_sha256sum_of_sha256sums(self, tiny_model: Path) -> None:
         checked = check_model_folder(tiny_model)
-        assert len(checked.weights) == 3
-        first = weights_sha256(tiny_model, checked.weights)
-        assert first == weights_sha256(tiny_model, checked.weights[::-1])
+        assert list(checked.weights) == ["unet", "vae", "text_encoder"]
+        done = subprocess.run(
+            ["sha256sum", *sorted(checked.files)], cwd=tiny_model, capture_output=True, check=True
+        )
+        assert weights_sha256(checked.files) == hashlib.sha256(done.stdout).hexdigest()
 
     def test_hash_changes_with_any_weight(self, folder: Path) -> None:
         before = load_components(folder, device="cpu", dtype="float32").identity

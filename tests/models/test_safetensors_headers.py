@@ -51,6 +51,8 @@ BROKEN: dict[str, bytes] = {
     "overlap": packed({"a": ENTRY, "b": ENTRY}),
     "rest": packed({"a": ENTRY}, b"\0" * 9),
     "short": packed({"a": ENTRY}, b"\0" * 7),
+    "metadata number": packed({"__metadata__": {"a": 5}, "a": ENTRY}),
+    "metadata list": packed({"__metadata__": [], "a": ENTRY}),
     "many": packed({str(n): ENTRY for n in range(50_001)}),
     "pickle": b"\x80\x04\x95" + b"x" * 50,
     "zip": b"PK\x03\x04" + b"x" * 50,

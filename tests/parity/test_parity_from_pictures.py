@@ -39,7 +39,7 @@ def load(model_factory: Callable[..., Path]) -> Callable[..., Pair]:
         key = pipeline, prediction, inpainting
         if key not in made:
             folder = model_factory(
-                prediction_type=prediction, unet_channels=(16,), inpainting=inpainting
+                prediction_type=prediction, unet_channels=(16,), in_channels=9 if inpainting else 4
             )
             theirs = getattr(diffusers, pipeline).from_pretrained(folder)
             theirs.set_progress_bar_config(disable=True)

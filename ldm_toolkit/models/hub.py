@@ -1,0 +1,168 @@
+"""A model of the Hugging Face hub -> a folder of its cache. Level 1: no torch.
+
+huggingface_hub does the work: its cache, environment variables and token. Only what the loader
+reads is asked for, in one variant, and what a model is, is looked at before its weights come.
+"""
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm_toolkit.errors import ModelError
+from ldm_toolkit.models.checks import (
+    PARTS,
+    TOKENIZER_FILES,
+    check_description,
+    check_variant,
+    no_weights,
+    shard_names,
+    weight_names,
+)
+
+__all__ = ["Snapshot", "fetch_model", "is_hub_id"]
+
+_log = logging.getLogger(__name__)
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_DESCRIPTION = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
+    *(f"{part}/config.json" for part in PARTS),
+)
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A folder of the hub's cache and the commit it holds, 40 hex digits."""
+
+    folder: Path
+    commit: str
+
+
+def is_hub_id(model: str | Path) -> bool:
+    """Whether ``model`` looks like ``owner/name``."""
+    return isinstance(model, str) and _HUB_ID.fullmatch(model) is not None
+
+
+def fetch_model(
+    model: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    offline: bool | None = None,
+    allow_pickle: bool = False,
+) -> Snapshot:
+    """Bring the parts of a hub model that a loader reads into the cache.
+
+    ``offline`` opens no socket; None does as HF_HUB_OFFLINE says. The revision is resolved once.
+    Raises ModelError.
+    """
+    check_variant(variant)
+    from huggingface_hub import HfApi, get_cached_repo_tree, is_offline_mode, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    local = is_offline_mode() if offline is None else offline
+    with _explained(model, revision, local):
+        pinned = HfApi().resolve_revision(model, revision=revision, local_files_only=local)
+        asked = [
+            f"{part}/{index}"
+            for part in PARTS
+            for _, index in weight_names(part, variant, allow_pickle=allow_pickle)
+        ]
+        folder = Path(
+            snapshot_download(
+                model,
+                revision=pinned,
+                local_files_only=local,
+                allow_patterns=[*_DESCRIPTION, *asked],
+            )
+        )
+        check_description(folder)
+        try:
+            tree = get_cached_repo_tree(model, revision=pinned)
+        except CachedRepoTreeNotFoundError:  # a cache of before these lists, and no network
+            return Snapshot(folder, pinned.resolved)
+        sizes = {file.path: file.size for file in tree}
+        names = [
+            name
+            for part in PARTS
+            for name in _weights(part, folder, sizes, variant, allow_pickle=allow_pickle)
+        ]
+        missing = [name for name in names if not (folder / name).exists()]
+        if missing and not local:
+            total = sum(sizes[name] for name in missing)
+            _log.warning(
+                "downloading %s of %s, commit %s", _human(total), model, pinned.resolved[:12]
+            )
+        snapshot_download(model, revision=pinned, local_files_only=local, allow_patterns=names)
+    return Snapshot(folder, pinned.resolved)
+
+
+def _weights(
+    part: str, folder: Path, sizes: dict[str, int], variant: str | None, *, allow_pickle: bool
+) -> list[str]:
+    """The names of a part's weight files on the hub, in one variant. Raises ModelError."""
+    candidates = weight_names(part, variant, allow_pickle=allow_pickle)
+    for single, index in candidates:
+        if f"{part}/{single}" in sizes:
+            return [f"{part}/{single}"]
+        if f"{part}/{index}" in sizes:
+            names = [f"{part}/{name}" for name in shard_names(folder, f"{part}/{index}")]
+            lost = [name for name in names if name not in sizes]
+            if lost:
+                raise ModelError(f"{part}/{index} names {lost[0]}, which is not there")
+            return names
+    present = [name.removeprefix(f"{part}/") for name in sizes if name.startswith(f"{part}/")]
+    raise no_weights(part, f"{part}/{candidates[0][0]}", present, allow_pickle=allow_pickle)
+
+
+def _human(size: int) -> str:
+    """Bytes for people: ``3.4 GB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(size / 1e6, 0.1):.1f} MB"
+
+
+@contextlib.contextmanager
+def _explained(model: str, revision: str | None, local: bool) -> Iterator[None]:
+    """Turn whatever the hub's client raises into one clear ModelError."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{model}: {error}") from error
+    except Exception as error:  # the client's transport raises errors of its own
+        raise ModelError(_explanation(error, model, revision, local)) from error
+
+
+def _explanation(error: Exception, model: str, revision: str | None, local: bool) -> str:
+    """What went wrong at the hub and what to do, in one line."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return f"{model} is gated: accept its terms on the hub's page, then {_LOG_IN}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{model} has no revision {revision!r:.80} on the hub"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"the hub has no model {model}, or it is private: check the name, or {_LOG_IN}"
+    if status in (401, 403):
+        return f"the hub refuses access to {model} ({status}): {_LOG_IN} with a valid token"
+    if status is not None:
+        return f"the hub answered {status} for {model}; try again later"
+    absent = (
+        errors.LocalEntryNotFoundError,
+        errors.RevisionResolutionError,
+        errors.OfflineModeIsEnabled,
+    )
+    if isinstance(error, absent):
+        where = "is not in the hub's cache, or not all of it"
+        if local:
+            return f"{model} {where}, and offline nothing is fetched; run once with a network"
+        return f"the hub cannot be reached and {model} {where}; check the network and try again"
+    text = str(error).strip().splitlines()
+    return (
+        f"{model} could not be fetched from the hub ({type(error).__name__}: "
+        f"{text[0][:200] if text else 'no reason given'}); try again, whole files are kept"
+    )
