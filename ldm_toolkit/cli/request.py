@@ -7,15 +7,18 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm_toolkit import schedulers
-from ldm_toolkit.cli.options import DTYPES, flag, kind_of
+from ldm_toolkit.cli.options import DTYPES, FORMATS, flag, kind_of
 from ldm_toolkit.cli.output import Destination, destination
 from ldm_toolkit.errors import LdmToolkitError, ModelError, UserError, suggestion
 from ldm_toolkit.models import identity
 from ldm_toolkit.models.checks import check_model_folder
 from ldm_toolkit.recipe import MAX_SEED, GenerateOptions
+
+if TYPE_CHECKING:
+    from ldm_toolkit.replay import Original
 
 __all__ = ["Request", "check"]
 
@@ -26,7 +29,11 @@ _FIELD = re.compile(rf"(?:(?<=; )|^)(?!prompt)(?:{_NAMES})(?= (?:must|is))")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """A command line that was understood and found right."""
+    """A command line that was understood and found right.
+
+    ``original`` is the picture of a replay; where device, dtype or threads were not given, those
+    of its recipe are meant.
+    """
 
     options: GenerateOptions
     seed: int
@@ -37,7 +44,9 @@ class Request:
     threads: int | None
     every: int | None
     quiet: bool
+    strip: bool
     destination: Destination
+    original: "Original | None"
 
 
 class _Problems:
@@ -87,28 +96,28 @@ def check(arguments: argparse.Namespace) -> Request:
     count = problems.number("-n", arguments.count, int, least=1) or 1
     threads = problems.number("--threads", arguments.threads, int, least=1)
     every = problems.number("--save-intermediates", arguments.every, int, least=1)
-    options = _options(arguments, problems)
+    original: Original | None = None
+    options: GenerateOptions | None = None
+    if arguments.replay is None:
+        options = _options(arguments, problems)
+    else:
+        with problems.collected():
+            _check_replay_alone(arguments)
+        with problems.collected():
+            original, options = _replayed(arguments.replay)
     if options is not None and options.seed is None:
         # Drawn here, because names and the seeds of the other pictures follow from it.
         options = dataclasses.replace(options, seed=secrets.randbelow(2**32))
+    model = arguments.model
     with problems.collected():
-        _check_model(arguments.model, options)
+        if model is None:
+            model = identity.DEFAULT_MODEL if original is None else _recorded_model(original)
+        _check_model(model, options)
     with problems.collected():
         _check_device(arguments.device, arguments.dtype)
     place = None
     with problems.collected():
-        place = destination(
-            arguments.output,
-            arguments.prompt,
-            count=count,
-            overwrite=arguments.overwrite,
-            with_steps=every is not None,
-        )
-        if options is not None and options.seed is not None:
-            if options.seed + count - 1 > MAX_SEED:
-                raise UserError(f"--seed: the last of {count} pictures would pass {MAX_SEED}")
-            for index in range(count):
-                place.path(options.seed + index)
+        place = _destination(arguments, options, count, with_steps=every is not None)
     problems.finish()
     if options is None or options.seed is None or place is None:
         raise UserError("the command line could not be read")
@@ -116,13 +125,75 @@ def check(arguments: argparse.Namespace) -> Request:
         options=options,
         seed=options.seed,
         count=count,
-        model=arguments.model,
+        model=model,
         device=arguments.device,
         dtype=arguments.dtype,
         threads=threads,
         every=every,
         quiet=arguments.quiet,
+        strip=arguments.strip,
         destination=place,
+        original=original,
+    )
+
+
+def _destination(
+    arguments: argparse.Namespace, options: GenerateOptions | None, count: int, *, with_steps: bool
+) -> Destination:
+    """The checked -o and --format, with a place for each of ``count`` pictures."""
+    chosen = arguments.format
+    if chosen is not None and chosen not in FORMATS:
+        hint = suggestion(chosen, FORMATS)
+        raise UserError(f"--format: {chosen!r:.80} is none of {', '.join(FORMATS)}{hint}")
+    place = destination(
+        arguments.output,
+        options.prompt if options is not None else "",
+        format=chosen,
+        count=count,
+        overwrite=arguments.overwrite,
+        with_steps=with_steps,
+    )
+    if options is not None and options.seed is not None:
+        if options.seed + count - 1 > MAX_SEED:
+            raise UserError(f"--seed: the last of {count} pictures would pass {MAX_SEED}")
+        for index in range(count):
+            place.path(options.seed + index)
+    return place
+
+
+def _check_replay_alone(arguments: argparse.Namespace) -> None:
+    """Refuse what the recipe of a replayed picture says already."""
+    given = [
+        flag(field.name)
+        for field in dataclasses.fields(GenerateOptions)
+        if getattr(arguments, field.name) is not None
+    ]
+    given += ["--dim"] if arguments.dim is not None else []
+    given += ["-n"] if arguments.count != "1" else []
+    if given:
+        raise UserError(f"--replay takes {', '.join(given)} from the picture; leave them away")
+
+
+def _replayed(path: str) -> "tuple[Original, GenerateOptions]":
+    """A picture to be made again and what it asks for."""
+    from ldm_toolkit.replay import options_of, read_original
+
+    try:
+        original = read_original(path)
+        return original, options_of(original.recipe)
+    except UserError as error:
+        raise type(error)(f"--replay: {error}") from error
+
+
+def _recorded_model(original: "Original") -> str:
+    """The bundled model that a recipe names. A path is opened only if the person names it."""
+    name = original.recipe.model.get("name", "")
+    if name in identity.bundled_models():
+        return name
+    weights = original.recipe.model.get("sha256", "")
+    raise ModelError(
+        f"--model: the picture was made with {name!r:.80} (weights {weights:.12}), which is not "
+        "bundled; name its folder with --model"
     )
 
 
