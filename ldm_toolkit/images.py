@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import stat
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 
 # The longest side that a format can hold.
 _MAX_SIDES = {"png": 2**31 - 1, "webp": 16_383, "jpg": 65_500}
+
+# What Pillow's readers raise on damaged files.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, struct.error)
 
 _log = logging.getLogger(__name__)
 
@@ -230,8 +234,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise InputError(_too_many_pixels(path)) from error
     except MemoryError as error:
         raise InputError(f"{path} does not fit into memory; use a smaller picture") from error
-    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError) as error:
-        # Pillow's readers raise all of these on damaged files.
+    except _DAMAGE as error:
         raise InputError(f"{path} is damaged: {error}") from error
 
 
