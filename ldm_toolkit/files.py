@@ -12,6 +12,7 @@ from pathlib import Path
 from ldm_toolkit.errors import CannotWrite, ModelError
 
 __all__ = [
+    "PICTURE_SUFFIXES",
     "contained_path",
     "fsync_directory",
     "sha256_bytes",
@@ -19,6 +20,9 @@ __all__ = [
     "staged_directory",
     "write_atomic",
 ]
+
+PICTURE_SUFFIXES = {".png": "png", ".webp": "webp", ".jpg": "jpg", ".jpeg": "jpg"}
+"""Suffixes of picture files, and the format that each means."""
 
 # FAT and some network file systems
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}

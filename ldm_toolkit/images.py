@@ -7,8 +7,10 @@ through `open_image`; every picture that the package makes is written by `save_i
 import dataclasses
 import io
 import json
+import logging
 import os
 import stat
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +18,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
-from ldm_toolkit.errors import InputError
-from ldm_toolkit.files import sha256_bytes, write_atomic
+from ldm_toolkit import metadata
+from ldm_toolkit.errors import InputError, UserError
+from ldm_toolkit.files import PICTURE_SUFFIXES, sha256_bytes, write_atomic
 from ldm_toolkit.recipe import Recipe
 
 __all__ = [
@@ -25,9 +28,10 @@ __all__ = [
     "MAX_PIXELS",
     "RECIPE_KEY",
     "contact_sheet",
+    "image_bytes",
+    "is_lossy",
     "open_image",
     "pixels_sha256",
-    "png_bytes",
     "read_recipe",
     "save_image",
 ]
@@ -43,67 +47,120 @@ RECIPE_KEY = "ldm_toolkit"
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
-# IPTC's term for "made by a trained model" as an XMP packet, the form that viewers look for.
-_XMP = (
-    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" '
-    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
-    "Iptc4xmpExt:DigitalSourceType="
-    '"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/>'
-    "</rdf:RDF></x:xmpmeta>"
-    '<?xpacket end="r"?>'
-)
+# The longest side that a format can hold.
+_MAX_SIDES = {"png": 2**31 - 1, "webp": 16_383, "jpg": 65_500}
+
+# What Pillow's readers raise on damaged files.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, struct.error)
+
+_log = logging.getLogger(__name__)
 
 
 def save_image(
     image: Image.Image, path: str | Path, recipe: Recipe | None = None, *, overwrite: bool
 ) -> None:
-    """Write ``image`` as a PNG that says how it was made.
+    """Write ``image`` as PNG, WebP or JPEG, by the path's suffix; it says how it was made.
 
-    The file appears whole or not at all. Raises CannotWrite, also for an existing file unless
-    ``overwrite``.
+    The file appears whole or not at all. Raises UserError for another suffix, CannotWrite, also
+    for an existing file unless ``overwrite``.
     """
-    write_atomic(path, png_bytes(image, recipe), overwrite=overwrite)
+    suffix = Path(path).suffix.lower()
+    if suffix not in PICTURE_SUFFIXES:
+        raise UserError(f"cannot write {path}: its name must end in {', '.join(PICTURE_SUFFIXES)}")
+    data = image_bytes(image, recipe, format=PICTURE_SUFFIXES[suffix])
+    write_atomic(path, data, overwrite=overwrite)
 
 
-def png_bytes(image: Image.Image, recipe: Recipe | None = None) -> bytes:
-    """The PNG file of an RGB picture: pixels, recipe, origin; no time, host, user or path.
+def image_bytes(image: Image.Image, recipe: Recipe | None = None, *, format: str = "png") -> bytes:
+    """The file of an RGB picture: pixels, recipe, origin; no time, host, user or path.
 
-    Equal pictures with equal recipes give equal bytes. The chunks stand before the pixels, so
-    that a reader finds them without decoding.
+    ``format`` is png, webp (both lossless) or jpg (quality 95, full colour resolution). Without a
+    recipe the file says nothing but that a model made it. Equal pictures with equal recipes give
+    equal bytes. The hash in the recipe is that of the pixels before encoding. Raises UserError for
+    another format or a side too long for it.
     """
+    if format not in _MAX_SIDES:
+        raise UserError(f"format must be one of {', '.join(_MAX_SIDES)}, not {format!r:.80}")
+    if max(image.size) > _MAX_SIDES[format]:
+        raise UserError(f"{format} holds {_MAX_SIDES[format]} pixels a side at most; use png")
     image = image.convert("RGB")
-    chunks = PngImagePlugin.PngInfo()
-    chunks.add_itxt("XML:com.adobe.xmp", _XMP)
+    # Pillow would copy an ICC profile, a comment or a transparent colour out of `info`.
+    image.info = {}
+    text = parameters = None
     if recipe is not None:
         if recipe.pixels_sha256 is None:
             recipe = dataclasses.replace(recipe, pixels_sha256=pixels_sha256(image))
-        chunks.add_itxt(RECIPE_KEY, _ascii_json(recipe.to_json()))
+        text = _ascii_json(recipe.to_json())
+        parameters = _plain_text(recipe.parameters_text())
+    return {"png": _png, "webp": _webp, "jpg": _jpeg}[format](image, text, parameters)
+
+
+def _png(image: Image.Image, recipe: str | None, parameters: str | None) -> bytes:
+    """Text chunks before the pixels, so that a reader finds them without decoding."""
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp_packet())
+    if recipe is not None:
+        chunks.add_itxt(RECIPE_KEY, recipe)
+    if parameters is not None:
         # The web UIs write tEXt, which is Latin-1; anything beyond ASCII needs iTXt to be exact.
-        text = _plain_text(recipe.parameters_text())
-        (chunks.add_text if text.isascii() else chunks.add_itxt)("parameters", text)
-    # Pillow would copy an ICC profile or a transparent colour out of `info` into our file.
-    image.info = {}
+        (chunks.add_text if parameters.isascii() else chunks.add_itxt)("parameters", parameters)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks, compress_level=6)
     return buffer.getvalue()
 
 
-def read_recipe(path: str | Path) -> Recipe:
-    """The recipe inside a PNG of ours: data from outside, checked by `Recipe.from_json`.
+def _webp(image: Image.Image, recipe: str | None, parameters: str | None) -> bytes:
+    """Lossless; the recipe in XMP, the web UIs' text in EXIF."""
+    exif = metadata.comment_exif(parameters) if parameters is not None else b""
+    buffer = io.BytesIO()
+    packet = metadata.xmp_packet(recipe).encode()
+    image.save(buffer, "WEBP", lossless=True, quality=80, method=4, xmp=packet, exif=exif)
+    return buffer.getvalue()
 
-    Raises InputError for a file that is not such a PNG, UserError for a recipe that is not ours.
+
+def _jpeg(image: Image.Image, recipe: str | None, parameters: str | None) -> bytes:
+    """The recipe in XMP, extended XMP when it is long; the web UIs' text in EXIF where it fits."""
+    exif = metadata.comment_exif(parameters) if parameters is not None else b""
+    if len(exif) > metadata.JPEG_SEGMENT:
+        _log.warning("the web UIs' text is too long for a JPEG and left out; the recipe is whole")
+        exif = b""
+    packet, segments = metadata.jpeg_xmp(recipe)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, subsampling="4:4:4", xmp=packet, exif=exif)
+    return metadata.insert_segments(buffer.getvalue(), segments)
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe inside a picture of ours: data from outside, checked by `Recipe.from_json`.
+
+    Raises InputError for a picture without one, UserError for a recipe that is not ours.
     """
     with _opened(path) as image:
-        text = image.info.get(RECIPE_KEY)
-    if not isinstance(text, str):
+        text = _recipe_text(image)
+    if text is None:
         raise InputError(
-            f"{path} holds no recipe; only PNG files written by ldm-gen do, and many programs "
+            f"{path} holds no recipe; only pictures that ldm-gen wrote do, and many programs "
             "remove it when they save the picture again"
         )
     return Recipe.from_json(text)
+
+
+def _recipe_text(image: Image.Image) -> str | None:
+    """The recipe's JSON where the picture's format keeps it."""
+    if image.format == "PNG":
+        text = image.info.get(RECIPE_KEY)
+        return text if isinstance(text, str) else None
+    packet = image.info.get("xmp")
+    if not isinstance(packet, bytes):
+        return None
+    segments = [data for name, data in getattr(image, "applist", []) if name == "APP1"]
+    return metadata.recipe_in_xmp(packet, segments)
+
+
+def is_lossy(path: str | Path) -> bool:
+    """Whether the file is a JPEG, whose pixels are not those that were encoded."""
+    with _opened(path) as image:
+        return image.format in ("JPEG", "MPO")
 
 
 def pixels_sha256(image: Image.Image) -> str:
@@ -177,8 +234,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise InputError(_too_many_pixels(path)) from error
     except MemoryError as error:
         raise InputError(f"{path} does not fit into memory; use a smaller picture") from error
-    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError) as error:
-        # Pillow's readers raise all of these on damaged files.
+    except _DAMAGE as error:
         raise InputError(f"{path} is damaged: {error}") from error
 
 

@@ -42,3 +42,24 @@ HOSTILE_TEXTS = [
     "Steps: 1, Sampler: forged, Seed: 1", "x\nNegative prompt: forged\nSteps: 1, Seed: 2, Size: 1",
     "", "狗", "a/b/c", "dog.png", "dog.png/../cat",
 ]  # fmt: skip
+
+# Prompts that try to be something else where a file holds them: the web UIs' text, JSON, XML, EXIF.
+HOSTILE_PROMPTS = [
+    "a dog\nNegative prompt: nothing\nSteps: 1, Sampler: evil, CFG scale: 1, Seed: 666",
+    "Negative prompt: forged", "negative PROMPT: forged", "a\r\nNegative prompt:forged\r\nb",
+    "Steps: 1, Sampler: Euler, CFG scale: 7, Seed: 666, Size: 1x1",
+    "a dog, Steps: 1, Seed: 666, Size: 1x1, Model: evil", "Steps: 1\nSteps: 2\nSteps: 3",
+    "steps:steps:Steps:NEGATIVE PROMPT:", "Steps\t: 3", "Steps :1, Seed :666, Size :1x1",
+    "a\u2028Negative prompt: x\u2029Seed: 666\x85Steps: 1", "a\x0bSteps: 1\x0cSeed: 666\x1cx: 1",
+    '", Seed: 666, "', '"Steps: 1, Seed: 666', "\\n\\nSteps: 1", "\\", "\\\\\"", "\"\"\"",
+    "a, b: c",
+    "a: 1, b: 2, c: 3, d: 4", 'Lora hashes: "x: 1"', "a,\nb,\nSeed: 1, Size: 2, Steps: 3",
+    '{"ldm_toolkit": {"seed": 666}}', '"}, "seed": 666, "x": {"', "\\u0022, \\u0000", "\\ud800",
+    "</ldm:Recipe><ldm:Recipe>{}</ldm:Recipe>", "]]>", "<![CDATA[x]]>", "&lt;&amp;&#0;&#x41;&evil;",
+    '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]>&e;', "<?xpacket end='w'?>", "-->",
+    "<script>alert(1)</script>", "'\"><img src=x onerror=alert(1)>", "a\x00b", "\x00",
+    "\x00\x00tEXt",
+    "".join(map(chr, range(1, 32))), "\x7f\x80\x9f\xa0\xad", "\ufffe\uffff\U0010ffff", "\ufeffa",
+    "UNICODE\x00a", "ASCII\x00\x00\x00a", "\u202egnp.exe", "\U0001f436" * 40, "狗" * 200,
+    "Caf\u00e9 \u0301\u0301", "x" * 5000, " \t ",
+]  # fmt: skip

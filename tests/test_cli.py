@@ -93,7 +93,15 @@ def test_help_teaches_every_option(ldm_gen: Command) -> None:
         if field.name != "prompt":
             assert options.flag(field.name) in text
             assert " ".join(field.metadata["help"].split()) in text
-    for flag in ("--dim", "--num-images", "--model", "--device", "--dtype", "--threads"):
+    for flag in (
+        "--dim",
+        "--num-images",
+        "--model",
+        "--device",
+        "--dtype",
+        "--threads",
+        "--format",
+    ):
         assert flag in text
 
 
@@ -363,7 +371,7 @@ def test_slugs_are_readable() -> None:
 def test_destination_refuses_what_cannot_be_meant(workdir: Path) -> None:
     (workdir / "file").write_text("x")
     options = {"count": 1, "overwrite": False, "with_steps": False}
-    for wrong in ("", "dog", "dog.jpg", "dog.tiff", ".png", "a\0.png", "-"):
+    for wrong in ("", "dog", "dog.gif", "dog.tiff", ".png", "a\0.png", "-"):
         with pytest.raises(UserError, match="-o"):
             destination(wrong, "x", **options)
     for wrong in ("file/x.png", "file/", "none/x.png", "x" * 300 + "/", "/proc/1/x.png"):

@@ -16,9 +16,9 @@ from ldm_toolkit.errors import CannotWrite, InputError, UserError
 from ldm_toolkit.images import (
     MAX_PIXELS,
     contact_sheet,
+    image_bytes,
     open_image,
     pixels_sha256,
-    png_bytes,
     read_recipe,
     save_image,
 )
@@ -73,7 +73,7 @@ def test_equal_input_gives_equal_bytes_whatever_the_picture_carries() -> None:
     plain = picture()
     loaded = picture()
     loaded.info = {"icc_profile": b"x" * 100, "comment": "home/someone", "transparency": (0, 0, 0)}
-    assert png_bytes(plain, recipe()) == png_bytes(loaded, recipe())
+    assert image_bytes(plain, recipe()) == image_bytes(loaded, recipe())
     assert loaded.info, "the caller's picture stays as it was"
 
 
@@ -215,6 +215,7 @@ BOMBS = {
     "wide png": raw_png(2**31 - 1, 1),
     "text bomb": raw_png(8, 8, chunk(b"zTXt", b"a\0\0" + BOMB)),
     "many texts": raw_png(8, 8, *[chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * 1_000_000))] * 80),
+    "international text bomb": raw_png(8, 8, chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BOMB)),
     "colour profile bomb": raw_png(8, 8, chunk(b"iCCP", b"a\0\0" + BOMB)),
     "animated png": animation("PNG", 300),
     "animated webp": animation("WEBP", 300),
@@ -271,13 +272,60 @@ def test_bombs_and_disguises_are_refused_fast(name: str, tmp_path: Path) -> None
 def test_bombs_cost_no_memory(tmp_path: Path) -> None:
     import resource
 
+    assert len(BOMBS) >= 10
+    assert len(DISGUISES) >= 20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name, data in BOMBS.items():
         path = tmp_path / f"{name}.png"
         path.write_bytes(data)
         with pytest.raises(InputError):
             open_image(path)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
+
+
+def exif(*entries: tuple[int, int, int, bytes], count: int | None = None) -> bytes:
+    """An EXIF block with the entries (tag, type, count, value or offset) as they are given."""
+    body = b"".join(struct.pack(">HHI", *entry[:3]) + entry[3].ljust(4, b"\0") for entry in entries)
+    number = len(entries) if count is None else count
+    return b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", number) + body + b"\0\0\0\x08"
+
+
+EXIFS = {
+    "nothing": b"Exif\0\0",
+    "no header": b"Exif\0\0garbage",
+    "half a header": b"Exif\0\0MM\0*\0",
+    "65535 entries in nothing": exif(count=65_535),
+    "65535 entries of one tag": exif(*[(0x0112, 3, 1, b"\0\6")] * 5_000, count=65_535),
+    "a value of 8 GB": exif((0x0112, 12, 2**30, b"\0\0\0\x08")),
+    "a value behind the end": exif((0x0112, 2, 100, b"\xff\xff\xff\xff")),
+    "unknown type": exif((0x0112, 99, 1, b"\0\6")),
+    "orientation 99": exif((0x0112, 3, 1, b"\0\x63")),
+    "orientation is text": exif((0x0112, 2, 4, b"six")),
+    "orientation is two numbers": exif((0x0112, 3, 2, b"\0\6\0\6")),
+    "orientation by zero": exif((0x0112, 5, 1, b"\0\0\0\x08")),
+    "directories in a circle": exif((0x8769, 4, 1, b"\0\0\0\x08"), (0x8825, 4, 1, b"\0\0\0\x08")),
+    "a directory behind the end": exif((0x8769, 4, 1, b"\x7f\xff\xff\xff")),
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("name", EXIFS)
+def test_hostile_exif_is_read_over_or_refused(name: str, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    data = EXIFS[name]
+    if kind == "PNG":
+        path.write_bytes(raw_png(8, 8, chunk(b"eXIf", data[6:]), pixels=b"\0" * 200))
+    else:
+        path.write_bytes(encoded(picture(), kind, exif=data))
+    started = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            image = open_image(path)
+        except InputError:
+            image = picture()
+    assert (image.mode, image.info) == ("RGB", {})
+    assert time.process_time() - started < 1
 
 
 def test_the_largest_allowed_header_passes() -> None:

@@ -1,4 +1,4 @@
-"""``ldm-gen``: a prompt in, a PNG that remembers how it was made out.
+"""``ldm-gen``: a prompt in, a picture that remembers how it was made out.
 
 Only levels 0 and 1 are imported before the command line is parsed and checked, so that --help
 and every mistake answer at once. stdout is data (a path a line), stderr is for the person.
@@ -16,18 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm_toolkit.cli.options import parse
-from ldm_toolkit.cli.output import Destination, steps_folder
+from ldm_toolkit.cli.output import steps_folder
 from ldm_toolkit.cli.request import Request, check
 from ldm_toolkit.cli.terminal import Stop, Stopped, follow, note, stoppable, to_stdout
-from ldm_toolkit.errors import CannotWrite, LdmToolkitError
+from ldm_toolkit.errors import CannotWrite, LdmToolkitError, UserError
 from ldm_toolkit.files import staged_directory
 
 if TYPE_CHECKING:
     from ldm_toolkit.denoise import Step
     from ldm_toolkit.pipeline import LatentPipeline
+    from ldm_toolkit.replay import Original
     from ldm_toolkit.run import Result
 
 __all__ = ["main"]
+
+# The largest batch that a picture's recipe can ask for; a file must not exhaust the memory.
+_LARGEST_BATCH = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             request = check(parse(arguments))
             _prepare_process(request, debug=debug)
-            _generate(request, stop)
-            return 0
+            return _generate(request, stop)
         except SystemExit as exit_:  # --help, --version, --list-...
             return exit_.code if isinstance(exit_.code, int) else 0
         except (Stopped, KeyboardInterrupt):
@@ -90,8 +93,9 @@ def _prepare_process(request: Request, *, debug: bool) -> None:
     os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if request.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(request.threads)
+    threads = _threads(request)
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     if debug:
         logging.basicConfig(level=logging.INFO)
         return
@@ -103,8 +107,8 @@ def _prepare_process(request: Request, *, debug: bool) -> None:
         logging.getLogger("ldm_toolkit").setLevel(logging.WARNING)
 
 
-def _generate(request: Request, stop: Stop) -> None:
-    """Load the model and make the pictures one after the other.
+def _generate(request: Request, stop: Stop) -> int:
+    """Load the model and make the pictures one after the other; return the exit code.
 
     One at a time, each is on the disk as soon as it is done, memory does not grow with -n, and
     every picture has the bits that it would have alone.
@@ -114,21 +118,93 @@ def _generate(request: Request, stop: Stop) -> None:
         note(f"loading {request.model}")
     from ldm_toolkit.pipeline import LatentPipeline
 
-    if request.threads is not None:
+    threads = _threads(request)
+    if threads is not None:
         import torch
 
-        torch.set_num_threads(request.threads)
-    pipe = LatentPipeline.from_pretrained(request.model, device=request.device, dtype=request.dtype)
+        torch.set_num_threads(threads)
+    device, dtype = _device_and_dtype(request)
+    pipe = LatentPipeline.from_pretrained(request.model, device=device, dtype=dtype)
+    if request.original is not None:
+        _compare_weights(request.original, pipe)
+    code = 0
     for index in range(request.count):
-        to_stdout(str(_picture(pipe, request, index, stop)))
+        path, result = _picture(pipe, request, index, stop)
+        to_stdout(str(path))
+        if request.original is not None:
+            code = _verdict(request.original, result, quiet=request.quiet)
     if not request.quiet:
         note(f"done in {time.monotonic() - started:.1f} s")
+    return code
 
 
-def _picture(pipe: "LatentPipeline", request: Request, index: int, stop: Stop) -> Path:
-    """Make and write one picture; return where it is."""
+def _threads(request: Request) -> int | None:
+    """The threads that were asked for, or those of the replayed picture where there are as many."""
+    if request.threads is not None or request.original is None:
+        return request.threads
+    recorded = request.original.recipe.threads
+    return recorded if recorded <= (os.cpu_count() or 1) else None
+
+
+def _device_and_dtype(request: Request) -> tuple[str, str]:
+    """What was asked for, or what the replayed picture was made with where this machine has it."""
+    device, dtype = request.device, request.dtype
+    if request.original is None:
+        return device, dtype
+    from ldm_toolkit.hardware import choose_device, choose_dtype
+
+    recipe = request.original.recipe
+    if device == "auto":
+        try:
+            choose_device(recipe.device)
+            device = recipe.device
+        except UserError as error:
+            note(f"{error}; the picture is made on another device than it was")
+    if dtype == "auto":
+        try:
+            choose_dtype(recipe.dtype, choose_device(device))
+            dtype = recipe.dtype
+        except UserError as error:
+            note(f"{error}; the picture is made with another dtype than it was")
+    return device, dtype
+
+
+def _compare_weights(original: "Original", pipe: "LatentPipeline") -> None:
+    """Say before the work that it cannot give the same picture."""
+    wanted, found = original.recipe.model.get("sha256", "unknown"), pipe.identity.sha256
+    if wanted != found:
+        note(
+            f"the weights of {pipe.identity.name} ({found:.12}) are not those that made the "
+            f"picture ({wanted:.12}); expect another one"
+        )
+
+
+def _verdict(original: "Original", result: "Result", *, quiet: bool) -> int:
+    """Say whether the picture is the original; return the exit code, 1 if it is not."""
+    from ldm_toolkit.replay import compare
+
+    found = compare(original, result.images[0], result.recipes[0])
+    if found.identical:
+        if not quiet:
+            note("identical")
+        return 0
+    note(
+        f"not identical: off by {found.max_difference} of 255 at most, "
+        f"{found.mean_difference:.3g} on average; likely because: {'; '.join(found.reasons)}"
+    )
+    return 1
+
+
+def _picture(
+    pipe: "LatentPipeline", request: Request, index: int, stop: Stop
+) -> "tuple[Path, Result]":
+    """Make and write one picture; return where it is, and the picture."""
     seed = request.seed + index
     arguments = dataclasses.asdict(request.options) | {"seed": seed}
+    if request.original is not None:
+        # The bits depend on the shape of the batch, and on neither place nor neighbours in it.
+        size = request.original.recipe.batch_size
+        arguments["batch_size"] = size if size <= _LARGEST_BATCH else None
     given = {"image": request.image, "mask": request.mask}
     run = pipe.stream(arguments.pop("prompt"), **arguments, **given)
     path = request.destination.path(seed)
@@ -139,27 +215,29 @@ def _picture(pipe: "LatentPipeline", request: Request, index: int, stop: Stop) -
     if request.every is None:
         for _ in steps:
             pass
-        return _write(run.result, path, request.destination, seed)
+        return _write(request, run.result, path, seed), run.result
     # The folder gets its name when the picture has, so that an interruption leaves neither.
     with staged_directory(steps_folder(path)) as folder:
         _save_intermediates(steps, folder, request.every)
-        path = _write(run.result, path, request.destination, seed)
+        path = _write(request, run.result, path, seed)
     if not request.quiet:
         note(f"intermediates in {steps_folder(path)}")
-    return path
+    return path, run.result
 
 
-def _write(result: "Result", path: Path, place: Destination, seed: int) -> Path:
+def _write(request: Request, result: "Result", path: Path, seed: int) -> Path:
     """Write the picture; when another process took the name meanwhile, under the next one."""
     from ldm_toolkit.images import save_image
 
+    place = request.destination
+    recipe = None if request.strip else result.recipes[0]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CannotWrite(f"cannot make the folder {path.parent}: {error.strerror}") from error
     while True:
         try:
-            save_image(result.images[0], path, result.recipes[0], overwrite=place.overwrite)
+            save_image(result.images[0], path, recipe, overwrite=place.overwrite)
         except CannotWrite as error:
             if not isinstance(error.__cause__, FileExistsError):
                 raise

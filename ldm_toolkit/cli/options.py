@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import importlib.metadata
+import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -13,29 +14,34 @@ from typing import Any, NoReturn
 from ldm_toolkit import schedulers
 from ldm_toolkit.cli.terminal import to_stdout
 from ldm_toolkit.errors import UserError
+from ldm_toolkit.files import PICTURE_SUFFIXES
 from ldm_toolkit.models import identity
 from ldm_toolkit.promptfile import kind_of
 from ldm_toolkit.recipe import GenerateOptions
 
-__all__ = ["DTYPES", "build_parser", "flag", "parse"]
+__all__ = ["DTYPES", "FORMATS", "build_parser", "flag", "parse"]
 
 _EXAMPLES = """\
 examples:
   ldm-gen "a dog wearing hat" --seed 42            the picture's name is printed
   ldm-gen "a red car" -n 4 --seed 1 -o cars/       four pictures, seeds 1 to 4, in cars/
   ldm-gen "a cat" --negative "night" --steps 30 --scheduler dpm++_2m
+  ldm-gen "a fox" --format webp -o foxes/          lossless too, and smaller than PNG
+  ldm-gen --replay a-fox-7.png                     make it again: is it the same, and if not, why
   ldm-gen "a bear" --dim 256 --save-intermediates 10    how it comes out of the noise
   ldm-gen "a cat with a crown" --image cat.png --strength 0.6    a picture drawn over
   ldm-gen "a house" --model ./my-model -o house.png     a model folder of your own
   ldm-gen -- "--a prompt that begins with a dash"
 
-exit codes: 0 done, 1 failed, 2 wrong use or bad input, 74 cannot write, 130 and 143 stopped
+exit codes: 0 done, 1 failed or a --replay that is not identical, 2 wrong use or bad input,
+74 cannot write, 130 and 143 stopped
 """
 
 # Flags whose name is not the field's own.
 _FLAGS = {"negative_prompt": "--negative"}
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+FORMATS = tuple(dict.fromkeys(PICTURE_SUFFIXES.values()))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,8 +96,11 @@ class _Print(argparse.Action):
         parser.exit()
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``ldm-gen``. Values stay text: `check` reads them, to report all at once."""
+def build_parser(*, replay: bool = False) -> argparse.ArgumentParser:
+    """The parser of ``ldm-gen``. Values stay text: `check` reads them, to report all at once.
+
+    With ``replay`` the prompt is in a picture and no word of the command line.
+    """
     parser = _Parser(
         prog="ldm-gen",
         usage="ldm-gen PROMPT [options]",
@@ -102,7 +111,10 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument("prompt", metavar="PROMPT", help="what to draw, in quotes")
+    if replay:
+        parser.set_defaults(prompt=None)
+    else:
+        parser.add_argument("prompt", metavar="PROMPT", help="what to draw, in quotes")
     _add_picture_options(parser.add_argument_group("the picture"))
     _add_machine_options(parser.add_argument_group("model and machine"))
     _add_output_options(parser.add_argument_group("output"))
@@ -133,14 +145,20 @@ def _add_picture_options(group: argparse._ArgumentGroup) -> None:
         default="1",
         help="how many pictures, with the seeds S, S+1, ... (default: 1)",
     )
+    group.add_argument(
+        "--replay",
+        metavar="PICTURE",
+        help="in place of PROMPT: make a picture of ldm-gen again from the recipe inside it, and "
+        "say whether it is identical, or how far off and why",
+    )
 
 
 def _add_machine_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model",
-        default="storybook",
         metavar="NAME|FOLDER",
-        help="a bundled model or a folder in the diffusers layout (default: storybook)",
+        help="a bundled model or a folder in the diffusers layout "
+        f"(default: {identity.DEFAULT_MODEL})",
     )
     group.add_argument(
         "--device",
@@ -163,6 +181,18 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
         "--output",
         metavar="FILE.png|FOLDER/",
         help="where to put the picture (default: PROMPT-SEED.png in the current folder)",
+    )
+    group.add_argument(
+        "--format",
+        metavar="|".join(FORMATS),
+        help="of the picture's file; png and webp are lossless, jpg has quality 95 "
+        "(default: what -o ends in, or png)",
+    )
+    group.add_argument(
+        "--strip-metadata",
+        dest="strip",
+        action="store_true",
+        help="leave out how the picture was made; only the note that a model made it stays",
     )
     group.add_argument("--overwrite", action="store_true", help="replace files that exist")
     group.add_argument(
@@ -223,10 +253,14 @@ def _versions() -> str:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Take the words apart; no value is looked at yet. Raises UserError."""
-    parser = build_parser()
+    ours = itertools.takewhile(lambda word: word != "--", arguments)
+    replay = any(word.split("=", 1)[0] == "--replay" for word in ours)
+    parser = build_parser(replay=replay)
     if isinstance(parser, _Parser):
         parser.refuse_unknown(arguments)
     namespace, extra = parser.parse_known_args(arguments)
+    if extra and replay:
+        raise UserError(f"--replay takes the prompt from the picture; leave {extra[-1]!r:.80} away")
     if extra:
         raise UserError(
             f"{len(extra)} word(s) too many, the first is {extra[0]!r}; put the prompt in "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm_toolkit.errors import CannotWrite, UserError
+from ldm_toolkit.files import PICTURE_SUFFIXES
 
 __all__ = ["Destination", "destination", "slug", "steps_folder"]
 
@@ -39,7 +40,7 @@ class Destination:
 
     folder: Path
     stem: str | None
-    suffix: str = ".png"
+    suffix: str
     prompt: str
     several: bool
     overwrite: bool
@@ -59,11 +60,11 @@ class Destination:
                 raise UserError(f"{taken} exists already; choose another -o or pass --overwrite")
             return path
         stem = f"{slug(self.prompt)}-{seed}"
-        path = self.folder / f"{stem}.png"
+        path = self.folder / f"{stem}{self.suffix}"
         number = 1
         while not self.overwrite and self._taken(path) is not None:
             number += 1
-            path = self.folder / f"{stem}-{number}.png"
+            path = self.folder / f"{stem}-{number}{self.suffix}"
         return path
 
     def _taken(self, path: Path) -> Path | None:
@@ -73,14 +74,21 @@ class Destination:
 
 
 def destination(
-    output: str | None, prompt: str, *, count: int, overwrite: bool, with_steps: bool
+    output: str | None,
+    prompt: str,
+    *,
+    format: str | None = None,
+    count: int,
+    overwrite: bool,
+    with_steps: bool,
 ) -> Destination:
     """Read -o (nothing, ``FOLDER/``, an existing folder, or ``FILE.png``) and check it.
 
-    Nothing is created yet. Raises UserError for a name that cannot be meant, CannotWrite for a
-    place that cannot be written.
+    ``format`` is png, webp or jpg; None for what -o ends in, or png. Nothing is created yet.
+    Raises UserError for a name that cannot be meant, CannotWrite for a place that cannot be
+    written.
     """
-    folder, stem, suffix = Path(), None, ".png"
+    folder, stem, suffix = Path(), None, f".{format or 'png'}"
     if output is not None:
         if not output:
             raise UserError("-o: say FILE.png or FOLDER/")
@@ -93,7 +101,7 @@ def destination(
         if is_folder:
             folder = Path(output)
         else:
-            file = _named_file(output)
+            file = _named_file(output, format)
             _check_name(file)
             folder, stem, suffix = file.parent, file.stem, file.suffix
     _check_writable(folder, may_create=stem is None)
@@ -108,13 +116,17 @@ def destination(
     )
 
 
-def _named_file(output: str) -> Path:
-    """The file that the person named, if it is one that can be written."""
+def _named_file(output: str, format: str | None) -> Path:
+    """The file that the person named, if it is one that can be written in ``format``."""
     path = Path(output)
-    if path.suffix.lower() != ".png":
-        wrong = f"{path.suffix} cannot be written" if path.suffix else "no .png at the end"
-        stem = path.stem.lstrip(".") or "picture"
-        raise UserError(f"-o {output}: {wrong}; say {stem}.png, or {stem}/ for a folder")
+    ending = format or "png"
+    stem = path.stem.lstrip(".") or "picture"
+    meant = PICTURE_SUFFIXES.get(path.suffix.lower())
+    if meant is None:
+        wrong = f"{path.suffix} cannot be written" if path.suffix else f"no .{ending} at the end"
+        raise UserError(f"-o {output}: {wrong}; say {stem}.{ending}, or {stem}/ for a folder")
+    if format not in (None, meant):
+        raise UserError(f"-o {output}: --format {format} is another format; say {stem}.{format}")
     return path
 
 

@@ -7,19 +7,22 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ldm_toolkit import schedulers
-from ldm_toolkit.cli.options import DTYPES, flag
+from ldm_toolkit.cli.options import DTYPES, FORMATS, flag
 from ldm_toolkit.cli.output import Destination, destination
 from ldm_toolkit.errors import InputError, LdmToolkitError, ModelError, UserError, suggestion
-from ldm_toolkit.images import open_image
+from ldm_toolkit.images import open_image, pixels_sha256
 from ldm_toolkit.models import identity
 from ldm_toolkit.models.checks import check_model_folder
 from ldm_toolkit.promptfile import kind_of
 from ldm_toolkit.recipe import MAX_SEED, GenerateOptions
+
+if TYPE_CHECKING:
+    from ldm_toolkit.replay import Original
 
 __all__ = ["Request", "check"]
 
@@ -30,7 +33,11 @@ _FIELD = re.compile(rf"(?:(?<=; )|^)(?!prompt)(?:{_NAMES})(?= (?:must|is))")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """A command line that was understood and found right."""
+    """A command line that was understood and found right.
+
+    ``original`` is the picture of a replay; where device, dtype or threads were not given, those
+    of its recipe are meant.
+    """
 
     options: GenerateOptions
     seed: int
@@ -41,9 +48,11 @@ class Request:
     threads: int | None
     every: int | None
     quiet: bool
+    strip: bool
     destination: Destination
     image: Image.Image | None
     mask: Image.Image | None
+    original: "Original | None"
 
 
 class _Problems:
@@ -116,34 +125,35 @@ def check(arguments: argparse.Namespace) -> Request:
     count = problems.number("-n", arguments.count, int, least=1) or 1
     threads = problems.number("--threads", arguments.threads, int, least=1)
     every = problems.number("--save-intermediates", arguments.every, int, least=1)
-    options = _options(arguments, problems)
+    original: Original | None = None
+    options: GenerateOptions | None = None
     image = problems.picture("--image", arguments.image)
     mask = problems.picture("--mask", arguments.mask)
-    if arguments.image is None:
-        for name in ("mask", "strength"):
-            if getattr(arguments, name) is not None:
-                problems.errors.append(UserError(f"--{name} needs --image"))
+    if arguments.replay is None:
+        options = _options(arguments, problems)
+        if arguments.image is None:
+            for name in ("mask", "strength"):
+                if getattr(arguments, name) is not None:
+                    problems.errors.append(UserError(f"--{name} needs --image"))
+    else:
+        with problems.collected():
+            _check_replay_alone(arguments)
+        with problems.collected():
+            original, options = _replayed(arguments.replay)
+            _check_inputs(original, {"image": image, "mask": mask})
     if options is not None and options.seed is None:
         # Drawn here, because names and the seeds of the other pictures follow from it.
         options = dataclasses.replace(options, seed=secrets.randbelow(2**32))
+    model = arguments.model
     with problems.collected():
-        _check_model(arguments.model, options)
+        if model is None:
+            model = identity.DEFAULT_MODEL if original is None else _recorded_model(original)
+        _check_model(model, options)
     with problems.collected():
         _check_device(arguments.device, arguments.dtype)
     place = None
     with problems.collected():
-        place = destination(
-            arguments.output,
-            arguments.prompt,
-            count=count,
-            overwrite=arguments.overwrite,
-            with_steps=every is not None,
-        )
-        if options is not None and options.seed is not None:
-            if options.seed + count - 1 > MAX_SEED:
-                raise UserError(f"--seed: the last of {count} pictures would pass {MAX_SEED}")
-            for index in range(count):
-                place.path(options.seed + index)
+        place = _destination(arguments, options, count, with_steps=every is not None)
     problems.finish()
     if options is None or options.seed is None or place is None:
         raise UserError("the command line could not be read")
@@ -151,15 +161,98 @@ def check(arguments: argparse.Namespace) -> Request:
         options=options,
         seed=options.seed,
         count=count,
-        model=arguments.model,
+        model=model,
         device=arguments.device,
         dtype=arguments.dtype,
         threads=threads,
         every=every,
         quiet=arguments.quiet,
+        strip=arguments.strip,
         destination=place,
         image=image,
         mask=mask,
+        original=original,
+    )
+
+
+def _destination(
+    arguments: argparse.Namespace, options: GenerateOptions | None, count: int, *, with_steps: bool
+) -> Destination:
+    """The checked -o and --format, with a place for each of ``count`` pictures."""
+    chosen = arguments.format
+    if chosen is not None and chosen not in FORMATS:
+        hint = suggestion(chosen, FORMATS)
+        raise UserError(f"--format: {chosen!r:.80} is none of {', '.join(FORMATS)}{hint}")
+    place = destination(
+        arguments.output,
+        options.prompt if options is not None else "",
+        format=chosen,
+        count=count,
+        overwrite=arguments.overwrite,
+        with_steps=with_steps,
+    )
+    if options is not None and options.seed is not None:
+        if options.seed + count - 1 > MAX_SEED:
+            raise UserError(f"--seed: the last of {count} pictures would pass {MAX_SEED}")
+        for index in range(count):
+            place.path(options.seed + index)
+    return place
+
+
+def _check_replay_alone(arguments: argparse.Namespace) -> None:
+    """Refuse what the recipe of a replayed picture says already."""
+    given = [
+        flag(field.name)
+        for field in dataclasses.fields(GenerateOptions)
+        if getattr(arguments, field.name) is not None
+    ]
+    given += ["--dim"] if arguments.dim is not None else []
+    given += ["-n"] if arguments.count != "1" else []
+    if given:
+        raise UserError(f"--replay takes {', '.join(given)} from the picture; leave them away")
+
+
+def _replayed(path: str) -> "tuple[Original, GenerateOptions]":
+    """A picture to be made again and what it asks for."""
+    from ldm_toolkit.replay import options_of, read_original
+
+    try:
+        original = read_original(path)
+        return original, options_of(original.recipe)
+    except UserError as error:
+        raise type(error)(f"--replay: {error}") from error
+
+
+def _check_inputs(original: "Original", given: dict[str, Image.Image | None]) -> None:
+    """Raises UserError unless the inputs that the recipe names, and no others, are there."""
+    problems = []
+    for name, picture in given.items():
+        wanted = getattr(original.recipe, f"{name}_sha256")
+        if wanted is None and picture is not None:
+            problems.append(f"--replay: the picture was made without --{name}; leave it away")
+        elif wanted is not None and picture is None:
+            problems.append(
+                f"--replay: the picture was made with an input; give it with --{name} FILE "
+                f"(its pixels have the SHA-256 {wanted:.12}...)"
+            )
+        elif picture is not None and pixels_sha256(picture) != wanted:
+            problems.append(
+                f"--{name}: its pixels are not those of the input that made the picture "
+                f"(SHA-256 {wanted:.12}...)"
+            )
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _recorded_model(original: "Original") -> str:
+    """The bundled model that a recipe names. A path is opened only if the person names it."""
+    name = original.recipe.model.get("name", "")
+    if name in identity.bundled_models():
+        return name
+    weights = original.recipe.model.get("sha256", "")
+    raise ModelError(
+        f"--model: the picture was made with {name!r:.80} (weights {weights:.12}), which is not "
+        "bundled; name its folder with --model"
     )
 
 

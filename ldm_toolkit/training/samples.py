@@ -10,7 +10,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
 from ldm_toolkit.files import write_atomic
-from ldm_toolkit.images import png_bytes
+from ldm_toolkit.images import image_bytes
 from ldm_toolkit.latents import pil_to_pixels, pixels_to_pil
 from ldm_toolkit.training.data import Source
 from ldm_toolkit.training.methods import Method
@@ -57,4 +57,4 @@ def _write_strip(pictures: Sequence[Image.Image], file: Path) -> None:
     for index, picture in enumerate(pictures):
         strip.paste(picture, (index * width, 0))
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, png_bytes(strip, None))
+    write_atomic(file, image_bytes(strip))

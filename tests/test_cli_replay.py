@@ -1,0 +1,229 @@
+"""``ldm-gen --format``, ``--strip-metadata`` and ``--replay``."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ldm_toolkit.errors import InputError
+from ldm_toolkit.images import open_image, pixels_sha256, read_recipe, save_image
+from ldm_toolkit.models import identity
+from ldm_toolkit.pipeline import LatentPipeline
+from ldm_toolkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from command import Outcome
+
+pytest_plugins = ["command"]
+
+Command = Callable[..., "Outcome"]
+QUICK = ("--steps", 2, "--seed", 7)
+
+
+def forge(path: Path, **changes: Any) -> Recipe:
+    """Write another recipe into a picture, as a stranger can."""
+    made = dataclasses.replace(read_recipe(path), **changes)
+    save_image(open_image(path), path, made, overwrite=True)
+    return made
+
+
+# --- formats ---
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "jpg"])
+def test_format_gives_the_names_their_ending(format: str, ldm_gen: Command) -> None:
+    done = ldm_gen("a cat", *QUICK, "--format", format)
+    assert done.out == f"a-cat-7.{format}\n"
+    with Image.open(done.paths[0]) as image:
+        assert image.format == {"jpg": "JPEG"}.get(format, format.upper())
+    assert ldm_gen("a cat", *QUICK, "--format", format).out == f"a-cat-7-2.{format}\n"
+
+
+def test_the_output_s_ending_says_the_format(ldm_gen: Command) -> None:
+    names = ["a.webp", "b.JPG", "c.jpeg", "d.Png"]
+    kinds = []
+    for name in names:
+        done = ldm_gen("a cat", *QUICK, "-o", name)
+        assert done.out == f"{name}\n"
+        assert read_recipe(done.paths[0]).seed == 7
+        with Image.open(done.paths[0]) as image:
+            kinds.append(image.format)
+    assert kinds == ["WEBP", "JPEG", "JPEG", "PNG"]
+    assert ldm_gen("a cat", *QUICK, "-o", "e.jpeg", "--format", "jpg").out == "e.jpeg\n"
+
+
+def test_several_pictures_keep_the_ending(ldm_gen: Command) -> None:
+    done = ldm_gen("a cat", *QUICK, "-n", 2, "-o", "cat.webp")
+    assert done.out.split() == ["cat-7.webp", "cat-8.webp"]
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "jpg"])
+def test_stripped_pictures_say_nothing_of_how(format: str, ldm_gen: Command) -> None:
+    whole = ldm_gen("a cat", *QUICK, "-o", f"whole.{format}").paths[0]
+    done = ldm_gen("a cat", *QUICK, "-o", f"bare.{format}", "--strip-metadata")
+    assert done.code == 0
+    with pytest.raises(InputError, match="no recipe"):
+        read_recipe(done.paths[0])
+    data = done.paths[0].read_bytes()
+    for told in (b"Recipe", b"parameters", b"Steps", "Steps".encode("utf-16-be"), b"cat"):
+        assert told not in data
+    assert b"trainedAlgorithmicMedia" in data
+    assert open_image(done.paths[0]).tobytes() == open_image(whole).tobytes()
+
+
+# --- replay ---
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "jpg"])
+def test_the_same_picture_again(format: str, ldm_gen: Command, workdir: Path) -> None:
+    words = ("--negative", "night", "--guidance", 3, "--height", 32, "--scheduler", "euler_a")
+    first = ldm_gen("a cat", *QUICK, *words, "--format", format).paths[0]
+    again = ldm_gen("--replay", first, "--format", format)
+    assert (again.code, again.out) == (0, f"a-cat-7-2.{format}\n")
+    assert "ldm-gen: identical" in again.err.splitlines()
+    assert again.paths[0].read_bytes() == first.read_bytes()
+    assert len(os.listdir(workdir)) == 2
+
+
+def test_a_lossy_picture_gives_the_lossless_one(ldm_gen: Command) -> None:
+    first = ldm_gen("a cat", *QUICK, "-o", "a.jpg").paths[0]
+    again = ldm_gen("--replay", first, "--quiet", "-o", "a.png")
+    assert (again.code, again.err) == (0, "")
+    assert pixels_sha256(open_image(again.paths[0])) == read_recipe(first).pixels_sha256
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_picture_out_of_a_batch(place: int, ldm_gen: Command, pipe: LatentPipeline) -> None:
+    made = pipe(["a cat", "a dog", "a bird"], steps=2, seed=5)
+    save_image(made.images[place], "batch.png", made.recipes[place], overwrite=False)
+    done = ldm_gen("--replay", "batch.png", "-o", "again.png")
+    assert done.code == 0, done.err
+    assert Path("again.png").read_bytes() == Path("batch.png").read_bytes()
+
+
+def test_another_picture_is_exit_1_with_the_difference_and_reasons(ldm_gen: Command) -> None:
+    first = ldm_gen("a cat", *QUICK).paths[0]
+    bright = open_image(first).point(lambda value: min(255, value + 3))
+    made = dataclasses.replace(
+        read_recipe(first), pixels_sha256=pixels_sha256(bright), versions={"torch": "1.0"}
+    )
+    save_image(bright, "other.png", made, overwrite=False)
+    done = ldm_gen("--replay", "other.png", "--quiet", "-o", "again.png")
+    assert (done.code, done.out) == (1, "again.png\n")
+    assert done.err.startswith("ldm-gen: not identical: off by 3 of 255 at most, ")
+    assert f"versions torch was '1.0', is '{torch.__version__}" in done.err
+    assert done.err.count("\n") == 1
+    assert open_image("again.png").tobytes() == open_image(first).tobytes()
+
+
+def test_edited_pixels_are_said(ldm_gen: Command) -> None:
+    first = ldm_gen("a cat", *QUICK).paths[0]
+    edited = open_image(first)
+    edited.putpixel((0, 0), tuple(255 - value for value in edited.getpixel((0, 0))))
+    save_image(edited, first, read_recipe(first), overwrite=True)
+    done = ldm_gen("--replay", first)
+    assert done.code == 1
+    assert "edited or saved again" in done.err
+
+
+def test_other_weights_are_said_before_the_work(
+    ldm_gen: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ldm_gen("a cat", *QUICK).paths[0]
+    forge(first, model={"name": "x", "revision": "", "sha256": "f" * 64})
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("computing")
+
+    monkeypatch.setattr(LatentPipeline, "stream", broken)
+    done = ldm_gen("--replay", first)
+    assert done.code == 1
+    lines = done.err.splitlines()
+    said = next(n for n, line in enumerate(lines) if "expect another one" in line)
+    assert "ffffffffffff)" in lines[said]
+    assert said < next(n for n, line in enumerate(lines) if "computing" in line)
+
+
+def test_the_recorded_machine_is_taken_where_it_is_there(
+    ldm_gen: Command, pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ldm_gen("a cat", *QUICK).paths[0]
+    asked: list[dict[str, Any]] = []
+
+    def loaded(model: str, **options: Any) -> LatentPipeline:
+        asked.append(options)
+        return pipe
+
+    monkeypatch.setattr(LatentPipeline, "from_pretrained", loaded)
+    assert ldm_gen("--replay", first).code == 0
+    assert ldm_gen("--replay", first, "--device=cpu", "--dtype=bf16").code == 0
+    forge(first, device="no such thing", dtype="complex5")
+    done = ldm_gen("--replay", first)
+    assert asked == [
+        {"device": "cpu", "dtype": "float32"},
+        {"device": "cpu", "dtype": "bf16"},
+        {"device": "auto", "dtype": "auto"},
+    ]
+    assert "another device than it was" in done.err
+    assert "another dtype than it was" in done.err
+
+
+def test_a_stranger_s_numbers_cost_nothing(
+    ldm_gen: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """65,536 threads or pictures at once are the file's wish, not the person's."""
+    first = ldm_gen("a cat", *QUICK).paths[0]
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    assert ldm_gen("--replay", first, "--threads", 1).code == 0
+    forge(first, threads=65_536, batch_size=65_536)
+    assert ldm_gen("--replay", first).code == 0
+    assert max(threads) <= (os.cpu_count() or 1)
+
+
+def test_only_bundled_models_are_taken_by_name(
+    ldm_gen: Command, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ldm_gen("a cat", *QUICK).paths[0]
+    for name in ("tiny", str(tiny_model), "../evil", "https://x/y", "a/b\x1b[2J"):
+        forge(first, model={"name": name, "revision": "", "sha256": "0" * 64})
+        done = ldm_gen("--replay", first, model=None)
+        assert (done.code, done.out) == (2, "")
+        assert "name its folder with --model" in done.err
+        assert "\x1b" not in done.err
+    monkeypatch.setattr(identity, "bundled_models", lambda: {"tiny": tiny_model})
+    forge(first, model={"name": "tiny", "revision": "", "sha256": "0" * 64})
+    assert ldm_gen("--replay", first, model=None).code == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scheduler": "os:system"},
+        {"scheduler": "nonsense"},
+        {"seed": 2**63},
+        {"width": 63},
+        {"steps": 1000},
+    ],
+    ids=str,
+)
+def test_recipes_that_cannot_be_made(changes: dict[str, Any], ldm_gen: Command) -> None:
+    first = ldm_gen("a cat", *QUICK).paths[0]
+    forge(first, **changes)
+    done = ldm_gen("--replay", first)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("\n") == 1
+    assert os.listdir() == [str(first)]
+
+
+def test_pictures_without_a_recipe_are_refused(ldm_gen: Command) -> None:
+    Image.new("RGB", (8, 8)).save("plain.png")
+    done = ldm_gen("--replay", "plain.png")
+    assert done.code == 2
+    assert done.err.startswith("ldm-gen: error: --replay: plain.png holds no recipe; ")
+    assert done.err.count("\n") == 1
