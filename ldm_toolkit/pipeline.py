@@ -173,11 +173,11 @@ class LatentPipeline:
         return self._run(recipes, solver)
 
     def tokenize(self, prompt: str) -> list[int]:
-        """The token ids of a prompt, 77 with start, end and padding. Raises UserError if longer."""
+        """The token ids of a prompt with start, end and padding, 77 a chunk. Raises UserError."""
         return prompts_.tokenize(prompt, self.components.tokenizer)
 
     def encode_prompt(self, prompt: str | Sequence[str]) -> torch.Tensor:
-        """Text embeddings, (B, 77, D) in the model's dtype."""
+        """Text embeddings, (B, 77 n, D) in the model's dtype; n chunks as the longest prompt."""
         texts = _prompt_list(prompt, 1)
         return prompts_.encode(texts, texts, self.components, guided=False).positive
 

@@ -42,3 +42,18 @@ HOSTILE_TEXTS = [
     "Steps: 1, Sampler: forged, Seed: 1", "x\nNegative prompt: forged\nSteps: 1, Seed: 2, Size: 1",
     "", "狗", "a/b/c", "dog.png", "dog.png/../cat",
 ]  # fmt: skip
+
+# Brackets, weights and characters that mean something to other parsers, compel's among them.
+HOSTILE_PROMPTS = [
+    "(", ")", "[", "]", "((", "))", "()", "[]", ")(", "][", "([)]", "(a", "a)", "[a", "a]",
+    "(((a", "a)))", "(a [b) c]", "(" * 40 + "a", "(" * 300, ")" * 300, "[" * 300 + "a",
+    "(" * 50 + "[" * 50 + "a", "(:1.3)", "(:)", ":1.3)", "(a:)", "(a:nan)", "(a:inf)", "(a:1e9)",
+    "(a:1000000000)", "(a:-1)", "(a:0)", "(a:1.2.3)", "(a:0x10)", "(a:\u0663)", "(a:1,3)",
+    "((a:1.3):0.7)", "((((a:2):2):2):2)", "(a:" + "9" * 400 + ")", "\\", "\\(", "\\\\(a)", "(a\\",
+    "a\\)b", "(\\)", "(\u72d7:1.3)", "(\U0001f436\U0001f436:1.2)", "(\u202e:1.1)", "(\x00:1.1)",
+    "(\n:1.1)", "(a <|endoftext|> b:1.2)", "(<|startoftext|>:1.3) a",
+    "[<|startoftext|><|startoftext|>a]", "(<|endoftext|>:0.5)", "a+", "a- b++", '"a b"1.3',
+    '("a","b").and()', '("a","b").blend(0.5,0.5)', "a.swap(b)", "withLora(x,1)", "a,b,c",
+    "(a)1.3", "(a)+ (b)-", "(a.and():1.2)", "(a:1.1)" * 80, "[a]" * 80 + "(b:0.3)",
+    "word " * 5000, "(word:1.2) " * 700, "(word " * 63,
+]  # fmt: skip

@@ -16,6 +16,7 @@ from ldm_toolkit.errors import LdmToolkitError, ModelError, UserError, suggestio
 from ldm_toolkit.models import identity
 from ldm_toolkit.models.checks import check_model_folder
 from ldm_toolkit.recipe import MAX_SEED, GenerateOptions
+from ldm_toolkit.tokens import parse_weights
 
 __all__ = ["Request", "check"]
 
@@ -36,6 +37,7 @@ class Request:
     dtype: str
     threads: int | None
     every: int | None
+    show_tokens: bool
     quiet: bool
     destination: Destination
 
@@ -91,6 +93,9 @@ def check(arguments: argparse.Namespace) -> Request:
     if options is not None and options.seed is None:
         # Drawn here, because names and the seeds of the other pictures follow from it.
         options = dataclasses.replace(options, seed=secrets.randbelow(2**32))
+    for text in (options.prompt, options.negative_prompt) if options is not None else ():
+        with problems.collected():
+            parse_weights(text)
     with problems.collected():
         _check_model(arguments.model, options)
     with problems.collected():
@@ -121,6 +126,7 @@ def check(arguments: argparse.Namespace) -> Request:
         dtype=arguments.dtype,
         threads=threads,
         every=every,
+        show_tokens=arguments.show_tokens,
         quiet=arguments.quiet,
         destination=place,
     )

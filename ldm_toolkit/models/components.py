@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ldm_toolkit.models.identity import ModelIdentity
+from ldm_toolkit.models.identity import EmbeddingIdentity, LoraIdentity, ModelIdentity
 from ldm_toolkit.recipe import ModelDefaults
 
 __all__ = ["Components"]
@@ -18,7 +18,8 @@ class Components:
     """The parts of a Stable Diffusion model: loaded, checked, on the device, nothing else.
 
     ``tokenizer`` and ``text_encoder`` are transformers', ``vae`` and ``unet`` diffusers' classes;
-    ``scheduler_config`` is what a scheduler is built from.
+    ``scheduler_config`` is what a scheduler is built from. ``loras`` and ``embeddings`` tell what
+    `models.adapters` attached.
     """
 
     tokenizer: Any
@@ -29,6 +30,8 @@ class Components:
     identity: ModelIdentity
     defaults: ModelDefaults
     memory_format: str = field(default="contiguous")
+    loras: tuple[LoraIdentity, ...] = ()
+    embeddings: tuple[EmbeddingIdentity, ...] = ()
 
     @property
     def device(self) -> torch.device:

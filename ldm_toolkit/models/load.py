@@ -15,6 +15,7 @@ from ldm_toolkit.models.checks import CheckedFolder, check_model_folder
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.configs import image_size
 from ldm_toolkit.models.identity import ModelIdentity, bundled_models, find_model, weights_sha256
+from ldm_toolkit.models.tokenizer import load_tokenizer
 from ldm_toolkit.recipe import ModelDefaults
 
 __all__ = ["bundled_models", "load_components"]
@@ -43,8 +44,6 @@ def load_components(
             f"the tokenizer has {len(tokenizer)} tokens, the text encoder only "
             f"{parts['text_encoder'].config.vocab_size}; they are of different models"
         )
-    if tokenizer.model_max_length > 77:  # a tokenizer without the setting says 10^30
-        tokenizer.model_max_length = 77
     scheduler_config = dict(checked.configs["scheduler"])
     return Components(
         **parts,
@@ -61,15 +60,8 @@ def _load_parts(checked: CheckedFolder, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers.models.clip.modeling_clip import CLIPTextModel
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-    parts: dict[str, Any] = {}
-    try:
-        parts["tokenizer"] = CLIPTokenizer.from_pretrained(
-            str(checked.root / "tokenizer"), local_files_only=True
-        )
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        raise ModelError(f"the tokenizer cannot be loaded: {_first_line(error)}") from error
+    parts: dict[str, Any] = {"tokenizer": load_tokenizer(checked.root)}
     with _without_progress_bar():
         parts["text_encoder"] = _load_network(
             "text_encoder", CLIPTextModel, checked, {"dtype": dtype}
