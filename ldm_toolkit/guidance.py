@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ldm_toolkit.recipe import Recipe
+
 __all__ = ["Guidance", "combine", "rescale"]
 
 
@@ -18,6 +20,11 @@ class Guidance:
     scale: float = 7.5
     rescale: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Guidance":
+        """The guidance that a recipe asks for."""
+        return cls(recipe.guidance, recipe.guidance_rescale, recipe.guidance_interval)
 
     @property
     def active(self) -> bool:

@@ -20,8 +20,8 @@ from ldm_toolkit.files import fsync_directory, write_atomic
 from ldm_toolkit.images import open_image, pixels_sha256, read_recipe, save_image
 from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.promptfile import Row
-from ldm_toolkit.prompts import chunk_count
 from ldm_toolkit.recipe import MAX_SEED, Recipe
+from ldm_toolkit.tokens import chunk_prompt
 
 __all__ = ["Done", "Job", "open_job", "run_job"]
 
@@ -192,7 +192,7 @@ def _groups(pipe: LatentPipeline, job: Job) -> list[list[int]]:
     for index, row in enumerate(job.rows):
         rest = dataclasses.asdict(row.options)
         prompt, _ = rest.pop("prompt"), rest.pop("seed")
-        chunks = chunk_count(prompt, tokenizer)
+        chunks = len(chunk_prompt(prompt, tokenizer))
         key = json.dumps([rest, chunks, row.image_sha256, row.mask_sha256], sort_keys=True)
         batches = together.setdefault(key, [[]])
         if len(batches[-1]) == job.batch_size:

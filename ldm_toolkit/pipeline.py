@@ -16,22 +16,23 @@ from PIL import Image
 from ldm_toolkit import latents as latents_
 from ldm_toolkit import prompts as prompts_
 from ldm_toolkit import schedulers
-from ldm_toolkit.denoise import StepInfo, denoise
+from ldm_toolkit.denoise import denoise
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.given import Given, batch_of, prompt_list, seed_list
 from ldm_toolkit.guidance import Guidance
 from ldm_toolkit.hardware import cpu_capability
-from ldm_toolkit.models import exchange
+from ldm_toolkit.models import adapters, exchange
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.identity import DEFAULT_MODEL, ModelIdentity
 from ldm_toolkit.models.load import load_components
+from ldm_toolkit.parts import Parts
 from ldm_toolkit.recipe import MAX_SEED, Execution, GenerateOptions, Recipe, resolve
 from ldm_toolkit.run import Result, Run
 
 __all__ = ["LatentPipeline"]
 
 
-class LatentPipeline:
+class LatentPipeline(Parts):
     """A Stable Diffusion model that draws: ``pipe("a dog wearing hat").images[0]``."""
 
     def __init__(self, components: Components, *, scheduler: str | None = None) -> None:
@@ -49,14 +50,32 @@ class LatentPipeline:
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
         scheduler: str | None = None,
+        vae: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        offline: bool | None = None,
+        allow_pickle: bool = False,
     ) -> "LatentPipeline":
-        """Load a bundled model by name or a folder in the diffusers layout.
+        """Load a bundled name, a hub id, a folder in the diffusers layout or a checkpoint file.
 
-        ``scheduler`` replaces the model's own as the default. Raises ModelError and UserError.
+        ``scheduler`` replaces the model's own as the default; the others are
+        ``models.load.load_components``'s. Raises ModelError and UserError.
         """
         if scheduler is not None:
             scheduler = schedulers.resolve_name(scheduler)  # a typo is found before the loading
-        return cls(load_components(model, device=device, dtype=dtype), scheduler=scheduler)
+        components = load_components(
+            model,
+            device=device,
+            dtype=dtype,
+            vae=vae,
+            tokenizer=tokenizer,
+            revision=revision,
+            variant=variant,
+            offline=offline,
+            allow_pickle=allow_pickle,
+        )
+        return cls(components, scheduler=scheduler)
 
     @classmethod
     def from_diffusers(cls, pipeline: Any) -> "LatentPipeline":
@@ -76,6 +95,21 @@ class LatentPipeline:
         Raises CannotWrite, and UserError for a folder that exists.
         """
         exchange.save_components(self.components, Path(folder), self.make_scheduler())
+
+    def load_lora(self, path: str | Path, scale: float = 1.0, name: str | None = None) -> None:
+        """Attach a LoRA (diffusers, peft or kohya ``.safetensors``) beside those there.
+
+        Raises ModelError, also when any of its tensors has no place in the model.
+        """
+        self.components = adapters.load_lora(self.components, path, scale, name)
+
+    def unload_loras(self) -> None:
+        """Take all LoRAs away; the weights are the same bits as before the first."""
+        self.components = adapters.unload_loras(self.components)
+
+    def load_embedding(self, path: str | Path, token: str | None = None) -> None:
+        """Teach prompts the word of a textual inversion. Raises ModelError and UserError."""
+        self.components = adapters.load_embedding(self.components, path, token)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -217,54 +251,6 @@ class LatentPipeline:
             pass
         return run.result.images[0]
 
-    def tokenize(self, prompt: str) -> list[int]:
-        """The token ids of a prompt, 77 with start, end and padding. Raises UserError if longer."""
-        return prompts_.tokenize(prompt, self.components.tokenizer)
-
-    def encode_prompt(self, prompt: str | Sequence[str]) -> torch.Tensor:
-        """Text embeddings, (B, 77, D) in the model's dtype."""
-        texts = prompt_list(prompt, 1)
-        return prompts_.encode(texts, texts, self.components, guided=False).positive
-
-    def make_scheduler(self, name: str | None = None) -> Any:
-        """A fresh diffusers scheduler for this model; ``set_timesteps`` is yours to call."""
-        chosen = name if name is not None else self._defaults.scheduler
-        return schedulers.create(chosen, self.components.scheduler_config)
-
-    def predict_noise(
-        self, latents: torch.Tensor, timestep: torch.Tensor | float, embeddings: torch.Tensor
-    ) -> torch.Tensor:
-        """One UNet evaluation: (B, C, h, w) and (B, 77, D) -> (B, C, h, w) float32.
-
-        ``latents`` are as ``scheduler.scale_model_input`` gives them. For a v-prediction model the
-        answer is v.
-        """
-        return self._unet(latents, timestep, embeddings).float()
-
-    def add_noise(
-        self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
-        """The forward process: latents (B, C, h, w) at timesteps (B,), Ho et al. 2020, eq. 4."""
-        scheduler = schedulers.create("ddpm", self.components.scheduler_config)
-        return scheduler.add_noise(latents, noise, timesteps)
-
-    def initial_noise(self, seed: int, width: int, height: int) -> torch.Tensor:
-        """The first noise of the picture with this seed, (1, C, h, w) float32 on the CPU."""
-        return latents_.initial_noise([seed], self.components.latent_shape(width, height))
-
-    def pil_to_latents(self, images: Image.Image | Sequence[Image.Image]) -> torch.Tensor:
-        """Pictures -> latents of unit variance (the posterior's mean), (B, C, H/8, W/8) float32."""
-        pictures = [images] if isinstance(images, Image.Image) else list(images)
-        return latents_.pil_to_latents(pictures, self.components)
-
-    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents -> pixels from -1 to 1, (B, 3, H, W) float32."""
-        return latents_.decode_latents(latents, self.components)
-
-    def latents_to_pil(self, latents: torch.Tensor) -> list[Image.Image]:
-        """Latents (B, C, h, w) as RGB pictures."""
-        return latents_.latents_to_pil(latents, self.components)
-
     def _recipes(
         self,
         texts: list[str],
@@ -316,6 +302,8 @@ class LatentPipeline:
             memory_format=components.memory_format,
             batch_size=batch_size,
             attention="sdpa",
+            loras=[dataclasses.asdict(lora) for lora in components.loras],
+            embeddings=[dataclasses.asdict(embedding) for embedding in components.embeddings],
             versions=dict(_versions()),
         )
 
@@ -323,8 +311,14 @@ class LatentPipeline:
         """The text embeddings of recipes."""
         prompts = [recipe.prompt for recipe in recipes]
         negatives = [recipe.negative_prompt for recipe in recipes]
-        guided = _guidance(recipes[0]).active
-        return prompts_.encode(prompts, negatives, self.components, guided=guided)
+        first = recipes[0]
+        return prompts_.encode(
+            prompts,
+            negatives,
+            self.components,
+            guided=Guidance.of(first).active,
+            clip_skip=first.clip_skip,
+        )
 
     def _run(
         self,
@@ -346,7 +340,7 @@ class LatentPipeline:
             solver,
             start.latents,
             conditioning,
-            _guidance(first),
+            Guidance.of(first),
             generators,
             self.latents_to_pil,
             begin=start.begin,
@@ -356,36 +350,6 @@ class LatentPipeline:
         if missing:
             steps = (step.first(len(recipes)) for step in steps)
         return Run(steps, recipes, len(solver.timesteps) - start.begin, self.latents_to_pil)
-
-    @torch.no_grad()
-    def _unet(
-        self, latents: torch.Tensor, timestep: torch.Tensor | float, embeddings: torch.Tensor
-    ) -> torch.Tensor:
-        """One UNet evaluation in the model's dtype and memory format."""
-        components = self.components
-        model_input = latents.to(components.device, components.dtype)
-        if components.memory_format == "channels_last":
-            model_input = model_input.contiguous(memory_format=torch.channels_last)
-        embeddings = embeddings.to(components.device, components.dtype)
-        prediction = components.unet(model_input, timestep, embeddings, return_dict=False)[0]
-        return prediction.contiguous()
-
-    def _predict(
-        self,
-        beside: torch.Tensor | None,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        conditioning: prompts_.Conditioning,
-        step: StepInfo,
-    ) -> torch.Tensor:
-        """The UNet as the loop wants it: both halves in one batch when guided."""
-        seen = latents if beside is None else torch.cat([latents, beside], dim=1)
-        doubled = torch.cat([seen, seen]) if step.guided else seen
-        return self._unet(doubled, timestep, conditioning.batch(step.guided))
-
-
-def _guidance(recipe: Recipe) -> Guidance:
-    return Guidance(recipe.guidance, recipe.guidance_rescale, recipe.guidance_interval)
 
 
 @functools.cache

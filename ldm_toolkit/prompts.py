@@ -1,13 +1,16 @@
-"""From words to embeddings: tokenize, check the length, encode."""
+"""From words to embeddings: chunk by chunk through the text encoder, weights through compel."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.models.components import Components
+from ldm_toolkit.tokens import Chunk, chunk_prompt, tokenize
 
 __all__ = ["Conditioning", "encode", "encode_prompt", "tokenize"]
 
@@ -35,38 +38,121 @@ class Conditioning:
         return torch.cat([self.negative, self.positive])
 
 
-def tokenize(prompt: str, tokenizer: Any) -> list[int]:
-    """A prompt's token ids, padded to the model's length (77) with start and end.
+class _Encoder:
+    """The text encoder without its last ``clip_skip`` layers, as compel wants to call it."""
 
-    Raises UserError for a prompt that is longer: words are never cut off in silence.
-    """
-    length = int(tokenizer.model_max_length)
-    ids = list(tokenizer(prompt, verbose=False).input_ids)
-    if len(ids) > length:
-        raise UserError(
-            f"the prompt has {len(ids) - 2} tokens, {len(ids) - length} more than the "
-            f"{length - 2} that fit; shorten it: {prompt!r:.60}"
+    def __init__(self, components: Components, clip_skip: int) -> None:
+        network = components.text_encoder
+        layers = int(network.config.num_hidden_layers)
+        if type(clip_skip) is not int or not 0 <= clip_skip <= layers:
+            raise UserError(
+                f"clip_skip must be a whole number from 0 to {layers}, the layers of this model's "
+                f"text encoder, not {clip_skip!r:.80}"
+            )
+        self.device = components.device
+        self.dtype = network.dtype
+        self._network = network
+        self._skip = clip_skip
+
+    def hidden(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Ids and mask, (1, T) -> hidden states after the final layer norm, (1, T, D)."""
+        if self._skip == 0:
+            return self._network(ids, attention_mask=mask).last_hidden_state
+        output = self._network(ids, attention_mask=mask, output_hidden_states=True)
+        # transformers 5 flattened CLIPTextModel on its way: the norm was in .text_model before.
+        norm = getattr(self._network, "text_model", self._network).final_layer_norm
+        return norm(output.hidden_states[-(self._skip + 1)])
+
+    def __call__(
+        self, ids: torch.Tensor, mask: torch.Tensor | None = None, **_: object
+    ) -> SimpleNamespace:
+        """`hidden`; a mask that masks nothing is left away, as for prompts without weights."""
+        if mask is not None and bool(mask.all()):
+            mask = None
+        return SimpleNamespace(last_hidden_state=self.hidden(ids, mask))
+
+
+class _PromptEncoder:
+    """Encodes prompts, each once; compel is imported when the first weight is met."""
+
+    def __init__(self, components: Components, clip_skip: int) -> None:
+        self._tokenizer = components.tokenizer
+        self._encoder = _Encoder(components, clip_skip)
+        self._known: dict[str, torch.Tensor] = {}
+
+    def __call__(self, prompt: str) -> torch.Tensor:
+        """A prompt of n chunks -> (1, 77 n, D) in the model's dtype."""
+        if prompt not in self._known:
+            chunks = chunk_prompt(prompt, self._tokenizer)
+            self._known[prompt] = torch.cat([self._chunk(chunk) for chunk in chunks], dim=1)
+        return self._known[prompt]
+
+    def padded(self, embedding: torch.Tensor, length: int) -> torch.Tensor:
+        """An embedding with the empty prompt's behind it, up to ``length`` tokens."""
+        missing = length - embedding.shape[1]
+        if not missing:
+            return embedding
+        empty = self("")
+        return torch.cat([embedding, *[empty] * (missing // empty.shape[1])], dim=1)
+
+    def _chunk(self, chunk: Chunk) -> torch.Tensor:
+        if not chunk.weighted:
+            return self._encoder.hidden(torch.tensor([chunk.ids], device=self._encoder.device))
+        runs, weights = zip(*chunk.runs(), strict=True)
+        return self._weighted.get_embeddings_for_weighted_prompt_fragments(
+            text_batch=[list(runs)],
+            fragment_weights_batch=[list(weights)],
+            device=self._encoder.device,
         )
-    return ids + [tokenizer.pad_token_id] * (length - len(ids))
+
+    @functools.cached_property
+    def _weighted(self) -> Any:
+        """compel's weighting, one chunk at a time.
+
+        Its own text syntax is passed by: fragments are the ids that our parser found, so that no
+        character of a prompt means anything to compel.
+        """
+        from compel.embeddings_provider import EmbeddingsProvider
+
+        class FromIds(EmbeddingsProvider):
+            def get_token_ids(self, texts: list[list[int]], *_: object, **__: object) -> Any:
+                return [list(ids) for ids in texts]
+
+        return FromIds(self._tokenizer, self._encoder, truncate=False)
 
 
 @torch.no_grad()
-def encode_prompt(prompt: str, components: Components) -> torch.Tensor:
-    """The text encoder's last hidden states of one prompt, (1, T, D), in the model's dtype."""
-    ids = torch.tensor([tokenize(prompt, components.tokenizer)], device=components.device)
-    return components.text_encoder(ids).last_hidden_state
+def encode_prompt(prompt: str, components: Components, *, clip_skip: int = 0) -> torch.Tensor:
+    """The text encoder's hidden states of one prompt of n chunks, (1, 77 n, D), in its dtype.
+
+    ``clip_skip`` leaves out the encoder's last layers; the final norm stays. A weight moves a
+    token's embedding away from (or, below 1, towards) that of the empty prompt, as compel does.
+    Raises UserError.
+    """
+    return _PromptEncoder(components, clip_skip)(prompt)
 
 
+@torch.no_grad()
 def encode(
-    prompts: Sequence[str], negatives: Sequence[str], components: Components, *, guided: bool
+    prompts: Sequence[str],
+    negatives: Sequence[str],
+    components: Components,
+    *,
+    guided: bool,
+    clip_skip: int = 0,
 ) -> Conditioning:
     """Embeddings of the prompts of B pictures and, when guided, of their negative prompts.
 
     One prompt at a time, so that its embedding has the same bits in every batch; equal prompts are
-    encoded once.
+    encoded once. The empty prompt fills those up that have fewer chunks than the longest.
+    ``clip_skip`` concerns the positive half only, as in diffusers. Raises UserError.
     """
-    wanted = dict.fromkeys([*prompts, *(negatives if guided else ())])
-    known = {prompt: encode_prompt(prompt, components) for prompt in wanted}
-    positive = torch.cat([known[prompt] for prompt in prompts])
-    negative = torch.cat([known[prompt] for prompt in negatives]) if guided else None
-    return Conditioning(positive, negative)
+    encoder = _PromptEncoder(components, clip_skip)
+    plain = _PromptEncoder(components, 0) if clip_skip else encoder
+    positive = [encoder(prompt) for prompt in prompts]
+    negative = [plain(prompt) for prompt in negatives] if guided else []
+    length = max(embedding.shape[1] for embedding in (*positive, *negative))
+    return Conditioning(
+        torch.cat([encoder.padded(embedding, length) for embedding in positive]),
+        torch.cat([plain.padded(embedding, length) for embedding in negative]) if guided else None,
+    )

@@ -115,6 +115,8 @@ class Execution:
     batch_size: int
     attention: str
     versions: dict[str, str]
+    loras: list[dict[str, Any]] = field(default_factory=list)
+    embeddings: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +165,8 @@ class Recipe:
     image_sha256: str | None = None
     mask_sha256: str | None = None
     latents_sha256: str | None = None
+    loras: list[dict[str, Any]] = field(default_factory=list)
+    embeddings: list[dict[str, Any]] = field(default_factory=list)
     pixels_sha256: str | None = None
 
     def __post_init__(self) -> None:
@@ -196,7 +200,11 @@ class Recipe:
         for key in data:
             if key not in fields:
                 raise UserError(f"unknown field {key!r:.80} in the recipe{suggestion(key, fields)}")
-        needed = [name for name, item in fields.items() if item.default is dataclasses.MISSING]
+        needed = [
+            name
+            for name, item in fields.items()
+            if item.default is item.default_factory is dataclasses.MISSING
+        ]
         missing = [name for name in needed if name not in data]
         if missing:
             raise UserError(f"the recipe lacks {', '.join(missing)}")
@@ -327,6 +335,10 @@ def _recipe_problems(recipe: Recipe) -> list[str]:
         value = getattr(recipe, name)
         if isinstance(value, dict) and not all(isinstance(item, str) for item in value.values()):
             problems.append(f"{name} must hold texts only")
+    for name in ("loras", "embeddings"):
+        value = getattr(recipe, name)
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            problems.append(f"{name} must be a list of objects")
     for name in ("image_sha256", "mask_sha256", "latents_sha256", "pixels_sha256"):
         value = getattr(recipe, name)
         is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)

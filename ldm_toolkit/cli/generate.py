@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ldm_toolkit.cli.options import parse
 from ldm_toolkit.cli.output import steps_folder
 from ldm_toolkit.cli.request import Request, check
-from ldm_toolkit.cli.terminal import Stop, Stopped, follow, note, stoppable, to_stdout
+from ldm_toolkit.cli.terminal import Stop, Stopped, follow, note, one_line, stoppable, to_stdout
 from ldm_toolkit.errors import CannotWrite, LdmToolkitError, UserError
 from ldm_toolkit.files import staged_directory
 
@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             request = check(parse(arguments))
             _prepare_process(request, debug=debug)
+            if request.show_tokens:
+                _show_tokens(request)
+                return 0
             return _generate(request, stop)
         except SystemExit as exit_:  # --help, --version, --list-...
             return exit_.code if isinstance(exit_.code, int) else 0
@@ -105,6 +108,17 @@ def _prepare_process(request: Request, *, debug: bool) -> None:
     logging.basicConfig(level=logging.ERROR, format="ldm-gen: %(message)s")
     if not request.quiet:
         logging.getLogger("ldm_toolkit").setLevel(logging.WARNING)
+
+
+def _show_tokens(request: Request) -> None:
+    """Print what the text encoder would read of the prompt; only the tokenizer is loaded."""
+    from ldm_toolkit.models.identity import find_model
+    from ldm_toolkit.models.tokenizer import load_tokenizer
+    from ldm_toolkit.tokens import show_tokens
+
+    tokenizer = load_tokenizer(find_model(request.model) / "tokenizer")
+    for row in show_tokens(request.options.prompt, tokenizer):
+        to_stdout(f"{row.id}\t{one_line(row.text)}\t{row.weight:.4g}")
 
 
 def _generate(request: Request, stop: Stop) -> int:

@@ -213,6 +213,12 @@ def _add_information(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--list-schedulers", action=_Print, text=_list_schedulers, help="names for --scheduler"
     )
+    group.add_argument(
+        "--show-tokens",
+        action="store_true",
+        help="print what the model reads of PROMPT instead of drawing it: id, token and weight, "
+        "a line a token; tokens beyond 75 go into further chunks",
+    )
     group.add_argument("--version", action=_Print, text=_versions, help="versions in use")
     group.add_argument("--debug", action="store_true", help="tracebacks and library warnings")
 

@@ -20,6 +20,7 @@ from ldm_toolkit.models import identity
 from ldm_toolkit.models.checks import check_model_folder
 from ldm_toolkit.promptfile import kind_of
 from ldm_toolkit.recipe import MAX_SEED, GenerateOptions
+from ldm_toolkit.tokens import parse_weights
 
 if TYPE_CHECKING:
     from ldm_toolkit.replay import Original
@@ -47,6 +48,7 @@ class Request:
     dtype: str
     threads: int | None
     every: int | None
+    show_tokens: bool
     quiet: bool
     strip: bool
     destination: Destination
@@ -144,6 +146,9 @@ def check(arguments: argparse.Namespace) -> Request:
     if options is not None and options.seed is None:
         # Drawn here, because names and the seeds of the other pictures follow from it.
         options = dataclasses.replace(options, seed=secrets.randbelow(2**32))
+    for text in (options.prompt, options.negative_prompt) if options is not None else ():
+        with problems.collected():
+            parse_weights(text)
     model = arguments.model
     with problems.collected():
         if model is None:
@@ -166,6 +171,7 @@ def check(arguments: argparse.Namespace) -> Request:
         dtype=arguments.dtype,
         threads=threads,
         every=every,
+        show_tokens=arguments.show_tokens,
         quiet=arguments.quiet,
         strip=arguments.strip,
         destination=place,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ldm_toolkit.models.identity import ModelIdentity
+from ldm_toolkit.models.identity import EmbeddingIdentity, LoraIdentity, ModelIdentity
 from ldm_toolkit.recipe import ModelDefaults
 
 __all__ = ["Components"]
@@ -20,6 +20,7 @@ class Components:
 
     ``tokenizer`` and ``text_encoder`` are transformers', ``vae`` and ``unet`` diffusers' classes;
     ``scheduler_config`` is what a scheduler is built from, ``files`` the weight files of each part.
+    ``loras`` and ``embeddings`` tell what `models.adapters` attached.
     """
 
     tokenizer: Any
@@ -31,6 +32,8 @@ class Components:
     defaults: ModelDefaults
     memory_format: str = field(default="contiguous")
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    loras: tuple[LoraIdentity, ...] = ()
+    embeddings: tuple[EmbeddingIdentity, ...] = ()
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,15 @@ from pathlib import Path
 from ldm_toolkit.errors import ModelError, suggestion
 from ldm_toolkit.files import sha256_file
 
-__all__ = ["DEFAULT_MODEL", "ModelIdentity", "bundled_models", "find_model", "weights_sha256"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "EmbeddingIdentity",
+    "LoraIdentity",
+    "ModelIdentity",
+    "bundled_models",
+    "find_model",
+    "weights_sha256",
+]
 
 DEFAULT_MODEL = "storybook"
 _BUNDLED = Path(__file__).parent / "bundled"
@@ -26,6 +34,23 @@ class ModelIdentity:
     def as_dict(self) -> dict[str, str]:
         """The three fields as plain data for a recipe."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class LoraIdentity:
+    """What a recipe holds of a LoRA; ``sha256`` is that of its file."""
+
+    name: str
+    scale: float
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EmbeddingIdentity:
+    """What a recipe holds of a textual inversion; ``sha256`` is that of its file."""
+
+    token: str
+    sha256: str
 
 
 def bundled_models() -> dict[str, Path]:

@@ -21,13 +21,9 @@ from ldm_toolkit.models.configs import check_configs, image_size
 from ldm_toolkit.models.conversion import convert, measured_prediction
 from ldm_toolkit.models.hub import fetch_model, is_hub_id
 from ldm_toolkit.models.identity import ModelIdentity, bundled_models, find_model, weights_sha256
-from ldm_toolkit.models.networks import (
-    build_network,
-    load_tokenizer,
-    published_tokenizer,
-    read_weights,
-)
+from ldm_toolkit.models.networks import build_network, read_weights
 from ldm_toolkit.models.single_file import Description, check_single_file, describe, is_single_file
+from ldm_toolkit.models.tokenizer import load_tokenizer, published_tokenizer
 from ldm_toolkit.models.vocabulary import find_published, find_tokenizer
 from ldm_toolkit.recipe import ModelDefaults
 

@@ -9,30 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ldm_toolkit.errors import ModelError
 from ldm_toolkit.models.checks import PICKLES
 from ldm_toolkit.models.pickles import load_pickle
-from ldm_toolkit.models.vocabulary import STOP, read_published
+from ldm_toolkit.models.tokenizer import LIBRARY_ERRORS, first_line
 
-__all__ = ["build_network", "load_tokenizer", "published_tokenizer", "read_weights"]
+__all__ = ["build_network", "read_weights"]
 
-# What the libraries raise at configurations and tokenizers that make no sense.
-_LIBRARY_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    StrictDataclassError,
-    TypeError,
-    ValueError,
-)
 # The rest of a text encoder's configuration does not change the network, or asks for code.
 _TEXT_FIELDS = (
     "vocab_size",
@@ -61,7 +47,7 @@ def read_weights(files: Iterable[Path]) -> dict[str, torch.Tensor]:
             try:
                 shard = load_file(path)
             except (SafetensorError, OSError, ValueError) as error:
-                raise ModelError(f"{path.name} cannot be read: {_first_line(error)}") from error
+                raise ModelError(f"{path.name} cannot be read: {first_line(error)}") from error
         repeated = next((name for name in shard if name in state), None)
         if repeated is not None:
             raise ModelError(f"{path.name}: {repeated!r:.120} is in another shard too")
@@ -82,8 +68,8 @@ def build_network(
     try:
         with init_empty_weights():
             network = _empty_network(part, config)
-    except _LIBRARY_ERRORS as error:
-        raise ModelError(f"{part} cannot be built: {_first_line(error)}") from error
+    except LIBRARY_ERRORS as error:
+        raise ModelError(f"{part} cannot be built: {first_line(error)}") from error
     if part == "text_encoder":
         state = _without_wrapper(state, network)
     else:
@@ -151,39 +137,3 @@ def _fits(value: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether a tensor is an ordinary one of floating-point numbers and of the right shape."""
     plain = value.layout == torch.strided and value.device.type == "cpu"
     return plain and value.is_floating_point() and value.shape == expected.shape
-
-
-def load_tokenizer(folder: Path, padding: str | None = None) -> Any:
-    """The CLIP tokenizer of a checked folder, 77 tokens at most. Raises ModelError.
-
-    ``padding`` replaces the token that fills prompts up.
-    """
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
-
-    options = {} if padding is None else {"pad_token": padding}
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True, **options)
-    except _LIBRARY_ERRORS as error:
-        raise ModelError(f"the tokenizer cannot be loaded: {_first_line(error)}") from error
-    if tokenizer.model_max_length > 77:  # a tokenizer without the setting says 10^30
-        tokenizer.model_max_length = 77
-    return tokenizer
-
-
-def published_tokenizer(path: Path, padding: str | None = None) -> Any:
-    """The CLIP tokenizer of the published vocabulary's file. Raises ModelError."""
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
-
-    vocabulary, merges = read_published(path)
-    return CLIPTokenizer(
-        vocab=vocabulary,
-        merges=merges,
-        pad_token=padding if padding is not None else STOP,
-        model_max_length=77,
-    )
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error of another library, with its type when there is no text."""
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -1,0 +1,192 @@
+"""LoRAs and textual inversions: Components in, Components with the adapter attached out.
+
+The networks that come out share every tensor with those that went in, which stay as they were, so
+a file that fails changes nothing and detaching restores every bit.
+"""
+
+import copy
+import dataclasses
+import itertools
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm_toolkit.errors import ModelError, UserError
+from ldm_toolkit.files import sha256_file
+from ldm_toolkit.models.components import Components
+from ldm_toolkit.models.identity import EmbeddingIdentity, LoraIdentity
+from ldm_toolkit.models.lora_file import (
+    LoraLayer,
+    checked_file,
+    finite,
+    listed,
+    read_lora,
+    read_tensors,
+)
+
+__all__ = ["load_embedding", "load_lora", "unload_loras"]
+
+_NETWORKS = ("unet", "text_encoder")
+_NO_WORD = re.compile(r"[\s()\[\]\\]")
+
+
+def load_lora(
+    components: Components, path: str | Path, scale: float = 1.0, name: str | None = None
+) -> Components:
+    """Components with one more LoRA, in addition to those there; ``components`` stay as they are.
+
+    ``path`` is a ``.safetensors`` file in the diffusers, peft or kohya format; ``name`` is the
+    file's unless given. Raises ModelError when any tensor of the file has no place in the model,
+    UserError for a scale that is no finite number and a name that is taken.
+    """
+    strength = finite(scale)
+    if strength is None:
+        raise UserError(f"a LoRA's scale must be a finite number, not {scale!r:.80}")
+    file = checked_file(path, "LoRA")
+    label = name if name is not None else file.stem
+    if label in {lora.name for lora in components.loras}:
+        raise UserError(f"a LoRA named {label!r:.80} is loaded already; give this one another name")
+    layers = read_lora(file, components)
+    adapter = f"adapter_{len(components.loras)}"
+    loras = (*components.loras, LoraIdentity(label, strength, sha256_file(file)))
+    changed = {}
+    for part, modules in layers.items():
+        if modules:
+            network = changed[part] = _sharing_copy(getattr(components, part))
+            _attach(network, modules, adapter)
+            _set_scales(network, loras)
+    return dataclasses.replace(components, **changed, loras=loras)
+
+
+def unload_loras(components: Components) -> Components:
+    """Components without any LoRA, their weights the same bits as before the first one."""
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+
+    if not components.loras:
+        return components
+    changed = {}
+    for part in _NETWORKS:
+        network = _sharing_copy(getattr(components, part))
+        recurse_remove_peft_layers(network)
+        if hasattr(network, "peft_config"):
+            del network.peft_config
+            network._hf_peft_config_loaded = False
+        changed[part] = network
+    return dataclasses.replace(components, **changed, loras=())
+
+
+def load_embedding(
+    components: Components, path: str | Path, token: str | None = None
+) -> Components:
+    """Components that know a textual inversion's word; ``components`` stay as they are.
+
+    ``path`` is a ``.safetensors`` file with one tensor, (D) or (n, D). ``token`` is the word in
+    prompts: the tensor's name unless given, the file's where the web UIs' trainer wrote it.
+    Raises ModelError for a file that does not fit, UserError for a word that is taken.
+    """
+    file = checked_file(path, "embedding")
+    tensors = read_tensors(file)
+    width = int(components.text_encoder.config.hidden_size)
+    if len(tensors) != 1:
+        raise ModelError(
+            f"{file.name} holds {len(tensors)} tensors ({listed(tensors)}); a textual inversion "
+            "for Stable Diffusion 1.x or 2.x holds one"
+        )
+    key, vectors = next(iter(tensors.items()))
+    if vectors.ndim not in (1, 2) or vectors.shape[-1] != width or not vectors.numel():
+        raise ModelError(
+            f"{file.name}: the embedding's shape is {tuple(vectors.shape)}, this model's words "
+            f"have {width} numbers; it is of another model"
+        )
+    if not vectors.is_floating_point() or not bool(torch.isfinite(vectors).all()):
+        raise ModelError(f"{file.name}: the embedding must be finite floating-point numbers")
+    vectors = vectors.reshape(-1, width)
+    word = token if token is not None else (file.stem if key == "emb_params" else key)
+    words = [word, *(f"{word}_{number}" for number in range(1, len(vectors)))]
+    tokenizer = copy.deepcopy(components.tokenizer)
+    _check_words(words, tokenizer)
+    tokenizer.add_tokens(words)
+    encoder = _sharing_copy(components.text_encoder)
+    _add_rows(encoder, tokenizer.convert_tokens_to_ids(words), vectors)
+    embeddings = (*components.embeddings, EmbeddingIdentity(word, sha256_file(file)))
+    return dataclasses.replace(
+        components, tokenizer=tokenizer, text_encoder=encoder, embeddings=embeddings
+    )
+
+
+def _sharing_copy(network: torch.nn.Module) -> Any:
+    """A copy of a network's modules around the same parameters and buffers."""
+    tensors: Iterable[torch.Tensor] = itertools.chain(network.parameters(), network.buffers())
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+
+
+def _attach(network: Any, modules: Mapping[str, LoraLayer], adapter: str) -> None:
+    """Put layers beside a network's modules under peft's name ``adapter``."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    first = next(iter(modules.values()))
+    config = LoraConfig(
+        r=first.rank,
+        lora_alpha=first.alpha,
+        target_modules=list(modules),
+        rank_pattern={f"^{m}": one.rank for m, one in modules.items() if one.rank != first.rank},
+        alpha_pattern={
+            f"^{m}": one.alpha for m, one in modules.items() if one.alpha != first.alpha
+        },
+    )
+    names = {f"{module}.lora_A.weight": layer.down for module, layer in modules.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is meant
+        inject_adapter_in_model(config, network, adapter, low_cpu_mem_usage=True, state_dict=names)
+    for module, layer in modules.items():
+        target = network.get_submodule(module)
+        base = target.get_base_layer().weight
+        for side, tensor in (("lora_A", layer.down), ("lora_B", layer.up)):
+            weight = torch.nn.Parameter(tensor.to(base.device, base.dtype), requires_grad=False)
+            getattr(target, side)[adapter].weight = weight
+    network._hf_peft_config_loaded = True  # diffusers' and transformers' own methods ask for it
+    network.eval()
+
+
+def _set_scales(network: Any, loras: Iterable[LoraIdentity]) -> None:
+    """Make all LoRAs of a network work, each at its scale."""
+    from diffusers.utils.peft_utils import set_weights_and_activate_adapters
+
+    scales = {f"adapter_{index}": lora.scale for index, lora in enumerate(loras)}
+    set_weights_and_activate_adapters(network, list(scales), list(scales.values()))
+    network.requires_grad_(False)
+
+
+def _check_words(words: list[str], tokenizer: Any) -> None:
+    """A word that prompts can hold and that the tokenizer does not know. Raises UserError."""
+    word = words[0]
+    if not word or len(word) > 100 or not word.isprintable() or _NO_WORD.search(word):
+        raise UserError(
+            f"the embedding's word must be short, without spaces, brackets and backslashes, not "
+            f"{word!r:.120}; give it another one with token"
+        )
+    # <cat> reads <cat>_1, <cat>_2, ... as its own further vectors, so those must be free too.
+    known = tokenizer.get_vocab()
+    taken = [one for one in (*words, f"{word}_{len(words)}") if one in known]
+    stem = re.sub(r"_\d+$", "", word)
+    if stem != word and stem in tokenizer.added_tokens_encoder:
+        taken.append(stem)
+    if taken:
+        raise UserError(
+            f"the tokenizer knows {taken[0]!r:.120} already; give the embedding another word "
+            "with token"
+        )
+
+
+def _add_rows(encoder: Any, ids: list[int], vectors: torch.Tensor) -> None:
+    """Give a text encoder's table of words these rows; the table it shared stays as it was."""
+    old = encoder.get_input_embeddings().weight
+    table = old.new_zeros(max(len(old), max(ids) + 1), old.shape[1])
+    table[: len(old)] = old
+    table[ids] = vectors.to(old.device, old.dtype)
+    encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(table, freeze=True))
+    encoder.config.vocab_size = len(table)
