@@ -25,7 +25,7 @@ from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.conversion import convert, measured_prediction
 from ldm_toolkit.models.identity import bundled_models
 from ldm_toolkit.models.load import load_components
-from ldm_toolkit.models.networks import published_tokenizer
+from ldm_toolkit.models.tokenizer import published_tokenizer
 
 Factory = Callable[..., Path]
 KINDS: dict[str, dict[str, Any]] = {
