@@ -71,7 +71,7 @@ def load_components(
     """
     target = choose_device(device)
     computing = choose_dtype(dtype, target)
-    places = {"vae": _folder(vae), "tokenizer": _folder(tokenizer)}
+    places: dict[str, Any] = {"vae": _folder(vae), "tokenizer": _folder(tokenizer)}
     hub = _on_hub(model)
     if revision is not None and not hub:
         raise UserError(f"revision is for models of the hub (owner/name), not for {model}")

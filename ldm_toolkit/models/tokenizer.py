@@ -32,7 +32,7 @@ def load_tokenizer(folder: Path, padding: str | None = None) -> Any:
     """
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-    options = {} if padding is None else {"pad_token": padding}
+    options: dict[str, Any] = {} if padding is None else {"pad_token": padding}
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True, **options)
     except LIBRARY_ERRORS as error:
@@ -47,9 +47,10 @@ def published_tokenizer(path: Path, padding: str | None = None) -> Any:
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     vocabulary, merges = read_published(path)
+    pairs: list[Any] = list(merges)  # annotated as texts there, but the backend wants pairs
     return CLIPTokenizer(
         vocab=vocabulary,
-        merges=merges,
+        merges=pairs,
         pad_token=padding if padding is not None else STOP,
         model_max_length=77,
     )
