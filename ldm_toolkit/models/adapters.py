@@ -20,7 +20,6 @@ from ldm_toolkit.files import sha256_file
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.identity import EmbeddingIdentity, LoraIdentity
 from ldm_toolkit.models.lora_file import (
-    LoraLayer,
     checked_file,
     finite,
     listed,
@@ -124,8 +123,8 @@ def _sharing_copy(network: torch.nn.Module) -> Any:
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
-def _attach(network: Any, modules: Mapping[str, LoraLayer], adapter: str) -> None:
-    """Put layers beside a network's modules under peft's name ``adapter``."""
+def _attach(network: Any, modules: Mapping[str, Any], adapter: str) -> None:
+    """Put the complete `LoraLayer` of each module beside it, under peft's name ``adapter``."""
     from peft import LoraConfig, inject_adapter_in_model
 
     first = next(iter(modules.values()))
