@@ -12,7 +12,6 @@ from typing import Any
 
 from ldm_toolkit import schedulers
 from ldm_toolkit.errors import InputError, LdmToolkitError, UserError, suggestion
-from ldm_toolkit.images import open_image, pixels_sha256
 from ldm_toolkit.recipe import GenerateOptions
 
 __all__ = ["COLUMNS", "Row", "kind_of", "read_rows"]
@@ -227,9 +226,15 @@ def _row(
             raise UserError(f"{name} must be the name of a file, not {text!r:.80}")
         path = folder / text
         if path not in known:
-            known[path] = pixels_sha256(open_image(path))
+            known[path] = _pixels_sha256(path)
         inputs |= {name: path, f"{name}_sha256": known[path]}
     return Row(options, **inputs)
+
+
+def _pixels_sha256(path: Path) -> str:
+    from ldm_toolkit.images import open_image, pixels_sha256  # needs Pillow, most files do not
+
+    return pixels_sha256(open_image(path))
 
 
 def _check_size(options: GenerateOptions, multiple: int) -> None:

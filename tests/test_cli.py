@@ -63,7 +63,8 @@ sys.exit(f"imported: {heavy}" if heavy else code)
         (["--list-models"], 0),
         (["--list-schedulers"], 0),
         (["x", "--steps", "0"], 2),
-        (["x", "--model", "runwayml/stable-diffusion-v1-5"], 2),
+        (["--prompts", "none.txt", "-o", "out/"], 2),
+        (["x", "--dry-run", "--seed", "1"], 0),
     ],
 )
 def test_answers_without_torch(arguments: list[str], code: int) -> None:
@@ -101,6 +102,21 @@ def test_help_teaches_every_option(ldm_gen: Command) -> None:
         "--dtype",
         "--threads",
         "--format",
+        "--image",
+        "--mask",
+        "--lora",
+        "--embedding",
+        "--vae",
+        "--tokenizer",
+        "--variant",
+        "--revision",
+        "--offline",
+        "--allow-pickle",
+        "--prompts",
+        "--batch-size",
+        "--grid",
+        "--json",
+        "--dry-run",
     ):
         assert flag in text
 

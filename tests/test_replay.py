@@ -110,6 +110,15 @@ CHANGED: dict[str, Any] = {
     "batch_size": 4,
     "attention": "xformers",
     "versions": {"ldm_toolkit": "0.1.0", "torch": "2.14"},
+    "guidance_interval": (0.2, 1.0),
+    "clip_skip": 1,
+    "eta": 0.5,
+    "strength": 0.5,
+    "image_sha256": "1" * 64,
+    "mask_sha256": "1" * 64,
+    "latents_sha256": "1" * 64,
+    "loras": [{"name": "a", "scale": 1.0, "sha256": "1" * 64}],
+    "embeddings": [{"token": "a", "sha256": "1" * 64}],
 }
 
 

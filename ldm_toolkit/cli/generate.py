@@ -5,6 +5,7 @@ and every mistake answer at once. stdout is data (a path a line), stderr is for 
 """
 
 import dataclasses
+import json
 import logging
 import os
 import sys
@@ -15,14 +16,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ldm_toolkit.cli.loading import load_pipeline, threads_for
 from ldm_toolkit.cli.options import parse
-from ldm_toolkit.cli.output import steps_folder
-from ldm_toolkit.cli.request import Request, check
+from ldm_toolkit.cli.output import grid_file, steps_folder
+from ldm_toolkit.cli.request import JobRequest, Request, check
 from ldm_toolkit.cli.terminal import Stop, Stopped, follow, note, one_line, stoppable, to_stdout
-from ldm_toolkit.errors import CannotWrite, LdmToolkitError, UserError
+from ldm_toolkit.errors import CannotWrite, LdmToolkitError
 from ldm_toolkit.files import staged_directory
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ldm_toolkit.denoise import Step
     from ldm_toolkit.pipeline import LatentPipeline
     from ldm_toolkit.replay import Original
@@ -43,10 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             request = check(parse(arguments))
             _prepare_process(request, debug=debug)
-            if request.show_tokens:
-                _show_tokens(request)
-                return 0
-            return _generate(request, stop)
+            return _run(request, stop)
         except SystemExit as exit_:  # --help, --version, --list-...
             return exit_.code if isinstance(exit_.code, int) else 0
         except (Stopped, KeyboardInterrupt):
@@ -59,6 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             if debug:
                 traceback.print_exc()
             return _report(error, debug=debug)
+
+
+def _run(request: Request | JobRequest, stop: Stop) -> int:
+    """Do what the command line asks for; return the exit code."""
+    if request.dry_run:
+        to_stdout(_plan(request))
+        return 0
+    if isinstance(request, JobRequest):
+        from ldm_toolkit.cli import job
+
+        return job.run(request, stop)
+    if request.show_tokens:
+        _show_tokens(request)
+        return 0
+    return _generate(request, stop)
 
 
 def _report(error: Exception, *, debug: bool) -> int:
@@ -89,14 +105,16 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
-def _prepare_process(request: Request, *, debug: bool) -> None:
+def _prepare_process(request: Request | JobRequest, *, debug: bool) -> None:
     """Settle what libraries read when they are imported: no network, no code of strangers."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    if not request.choice.on_hub:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["TRANSFORMERS_OFFLINE"] = "1"
     os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    threads = _threads(request)
+    original = request.original if isinstance(request, Request) else None
+    threads = threads_for(request.threads, original)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     if debug:
@@ -116,7 +134,7 @@ def _show_tokens(request: Request) -> None:
     from ldm_toolkit.models.tokenizer import load_tokenizer
     from ldm_toolkit.tokens import show_tokens
 
-    tokenizer = load_tokenizer(find_model(request.model) / "tokenizer")
+    tokenizer = load_tokenizer(find_model(request.choice.model) / "tokenizer")
     for row in show_tokens(request.options.prompt, tokenizer):
         to_stdout(f"{row.id}\t{one_line(row.text)}\t{row.weight:.4g}")
 
@@ -129,68 +147,61 @@ def _generate(request: Request, stop: Stop) -> int:
     """
     started = time.monotonic()
     if not request.quiet:
-        note(f"loading {request.model}")
-    from ldm_toolkit.pipeline import LatentPipeline
-
-    threads = _threads(request)
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-    device, dtype = _device_and_dtype(request)
-    pipe = LatentPipeline.from_pretrained(request.model, device=device, dtype=dtype)
-    if request.original is not None:
-        _compare_weights(request.original, pipe)
+        note(f"loading {request.choice.model}")
+    threads = threads_for(request.threads, request.original)
+    pipe = load_pipeline(request.choice, threads=threads, original=request.original)
     code = 0
+    thumbnails: list[Image.Image] = []
+    first = None
     for index in range(request.count):
+        before = time.monotonic()
         path, result = _picture(pipe, request, index, stop)
-        to_stdout(str(path))
+        _tell(request, path, result, time.monotonic() - before)
         if request.original is not None:
             code = _verdict(request.original, result, quiet=request.quiet)
+        if request.grid:
+            first = first if first is not None else path
+            result.images[0].thumbnail((256, 256))
+            thumbnails.append(result.images[0])
+    if first is not None:
+        _save_grid(request, first, thumbnails)
     if not request.quiet:
         note(f"done in {time.monotonic() - started:.1f} s")
     return code
 
 
-def _threads(request: Request) -> int | None:
-    """The threads that were asked for, or those of the replayed picture where there are as many."""
-    if request.threads is not None or request.original is None:
-        return request.threads
-    recorded = request.original.recipe.threads
-    return recorded if recorded <= (os.cpu_count() or 1) else None
+def _tell(request: Request, path: Path, result: "Result", seconds: float) -> None:
+    """The line about a finished picture on stdout."""
+    if not request.as_json:
+        to_stdout(str(path))
+        return
+    recipe = json.loads(result.recipes[0].to_json())
+    line = {"path": str(path), "seed": recipe["seed"], "seconds": round(seconds, 3)}
+    to_stdout(json.dumps(line | {"recipe": recipe}, ensure_ascii=False))
 
 
-def _device_and_dtype(request: Request) -> tuple[str, str]:
-    """What was asked for, or what the replayed picture was made with where this machine has it."""
-    device, dtype = request.device, request.dtype
-    if request.original is None:
-        return device, dtype
-    from ldm_toolkit.hardware import choose_device, choose_dtype
+def _save_grid(request: Request, first: Path, thumbnails: "Sequence[Image.Image]") -> None:
+    """Write small copies of all pictures on one sheet, beside the first."""
+    from ldm_toolkit.images import contact_sheet, save_image
 
-    recipe = request.original.recipe
-    if device == "auto":
-        try:
-            choose_device(recipe.device)
-            device = recipe.device
-        except UserError as error:
-            note(f"{error}; the picture is made on another device than it was")
-    if dtype == "auto":
-        try:
-            choose_dtype(recipe.dtype, choose_device(device))
-            dtype = recipe.dtype
-        except UserError as error:
-            note(f"{error}; the picture is made with another dtype than it was")
-    return device, dtype
+    labels = [f"seed {request.seed + index}" for index in range(len(thumbnails))]
+    path = grid_file(first, overwrite=request.destination.overwrite)
+    save_image(contact_sheet(thumbnails, labels), path, overwrite=request.destination.overwrite)
+    if not request.quiet:
+        note(f"sheet in {path}")
 
 
-def _compare_weights(original: "Original", pipe: "LatentPipeline") -> None:
-    """Say before the work that it cannot give the same picture."""
-    wanted, found = original.recipe.model.get("sha256", "unknown"), pipe.identity.sha256
-    if wanted != found:
-        note(
-            f"the weights of {pipe.identity.name} ({found:.12}) are not those that made the "
-            f"picture ({wanted:.12}); expect another one"
-        )
+def _plan(request: Request | JobRequest) -> str:
+    """What --dry-run prints: the resolved command line, a line of JSON."""
+    plan: dict[str, object] = {"model": request.choice.model}
+    if isinstance(request, JobRequest):
+        plan |= {"folder": str(request.folder), "batch_size": request.batch_size}
+        plan["rows"] = [dataclasses.asdict(row.options) for row in request.rows]
+    else:
+        seeds = range(request.seed, request.seed + request.count)
+        plan["options"] = dataclasses.asdict(request.options)
+        plan["pictures"] = [str(request.destination.path(seed)) for seed in seeds]
+    return json.dumps(plan, ensure_ascii=False)
 
 
 def _verdict(original: "Original", result: "Result", *, quiet: bool) -> int:

@@ -28,6 +28,7 @@ examples:
   ldm-gen "a cat" --negative "night" --steps 30 --scheduler dpm++_2m
   ldm-gen "a fox" --format webp -o foxes/          lossless too, and smaller than PNG
   ldm-gen --replay a-fox-7.png                     make it again: is it the same, and if not, why
+  ldm-gen --prompts prompts.txt --seed 1 -o many/  a job; killed, the same command carries on
   ldm-gen "a bear" --dim 256 --save-intermediates 10    how it comes out of the noise
   ldm-gen "a cat with a crown" --image cat.png --strength 0.6    a picture drawn over
   ldm-gen "a house" --model ./my-model -o house.png     a model folder of your own
@@ -96,10 +97,10 @@ class _Print(argparse.Action):
         parser.exit()
 
 
-def build_parser(*, replay: bool = False) -> argparse.ArgumentParser:
+def build_parser(*, promptless: bool = False) -> argparse.ArgumentParser:
     """The parser of ``ldm-gen``. Values stay text: `check` reads them, to report all at once.
 
-    With ``replay`` the prompt is in a picture and no word of the command line.
+    ``promptless``: the prompts are in a picture or a file, not on the command line.
     """
     parser = _Parser(
         prog="ldm-gen",
@@ -111,7 +112,7 @@ def build_parser(*, replay: bool = False) -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    if replay:
+    if promptless:
         parser.set_defaults(prompt=None)
     else:
         parser.add_argument("prompt", metavar="PROMPT", help="what to draw, in quotes")
@@ -146,6 +147,15 @@ def _add_picture_options(group: argparse._ArgumentGroup) -> None:
         help="how many pictures, with the seeds S, S+1, ... (default: 1)",
     )
     group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="in place of PROMPT: a job. A .txt (a prompt a line), .jsonl, .csv or .parquet file "
+        "(a column an option), or - for stdin; into -o FOLDER/, carried on by the same command",
+    )
+    group.add_argument(
+        "--batch-size", metavar="N", help="pictures of a job computed at once (default: 1)"
+    )
+    group.add_argument(
         "--replay",
         metavar="PICTURE",
         help="in place of PROMPT: make a picture of ldm-gen again from the recipe inside it, and "
@@ -156,9 +166,35 @@ def _add_picture_options(group: argparse._ArgumentGroup) -> None:
 def _add_machine_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model",
-        metavar="NAME|FOLDER",
-        help="a bundled model or a folder in the diffusers layout "
-        f"(default: {identity.DEFAULT_MODEL})",
+        metavar="MODEL",
+        help="a bundled name, a folder in the diffusers layout, a .safetensors checkpoint, or "
+        f"OWNER/NAME on the hub (default: {identity.DEFAULT_MODEL})",
+    )
+    group.add_argument(
+        "--lora",
+        action="append",
+        metavar="PATH[:SCALE]",
+        help="a LoRA on top of the model (default scale: 1); may be given again",
+    )
+    group.add_argument(
+        "--embedding",
+        action="append",
+        metavar="PATH[:WORD]",
+        help="a textual inversion and the word that prompts use for it; may be given again",
+    )
+    group.add_argument("--vae", metavar="FOLDER", help="another VAE than the model's")
+    group.add_argument(
+        "--tokenizer", metavar="FOLDER", help="the tokenizer, which checkpoint files lack"
+    )
+    group.add_argument("--variant", metavar="NAME", help="weights of a variant, such as fp16")
+    group.add_argument("--revision", metavar="REV", help="of a hub model: branch, tag or commit")
+    group.add_argument(
+        "--offline", action="store_true", help="open no socket: hub models from the cache only"
+    )
+    group.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read .bin and .ckpt too, with torch's weights-only loader",
     )
     group.add_argument(
         "--device",
@@ -201,6 +237,17 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
         metavar="EVERY",
         help="also write what the model sees at each EVERY-th step, and a contact sheet, "
         "into PICTURE-steps/",
+    )
+    group.add_argument("--grid", action="store_true", help="also write a sheet of all pictures")
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="print a line of JSON a picture: path, seed, recipe, seconds",
+    )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, print as JSON what would be done, and do nothing",
     )
     group.add_argument("--quiet", action="store_true", help="no progress; errors only")
 
@@ -260,13 +307,14 @@ def _versions() -> str:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Take the words apart; no value is looked at yet. Raises UserError."""
     ours = itertools.takewhile(lambda word: word != "--", arguments)
-    replay = any(word.split("=", 1)[0] == "--replay" for word in ours)
-    parser = build_parser(replay=replay)
+    words = {word.split("=", 1)[0] for word in ours}
+    elsewhere = next((name for name in ("--replay", "--prompts") if name in words), None)
+    parser = build_parser(promptless=elsewhere is not None)
     if isinstance(parser, _Parser):
         parser.refuse_unknown(arguments)
     namespace, extra = parser.parse_known_args(arguments)
-    if extra and replay:
-        raise UserError(f"--replay takes the prompt from the picture; leave {extra[-1]!r:.80} away")
+    if extra and elsewhere is not None:
+        raise UserError(f"{elsewhere} takes the place of PROMPT; leave {extra[-1]!r:.80} away")
     if extra:
         raise UserError(
             f"{len(extra)} word(s) too many, the first is {extra[0]!r}; put the prompt in "

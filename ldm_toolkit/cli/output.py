@@ -10,7 +10,7 @@ from pathlib import Path
 from ldm_toolkit.errors import CannotWrite, UserError
 from ldm_toolkit.files import PICTURE_SUFFIXES
 
-__all__ = ["Destination", "destination", "slug", "steps_folder"]
+__all__ = ["Destination", "destination", "grid_file", "slug", "steps_folder"]
 
 _PORTS = (f"{port}{number}" for port in ("com", "lpt") for number in range(10))
 _RESERVED = {"con", "prn", "aux", "nul", *_PORTS}
@@ -32,6 +32,16 @@ def slug(text: str, limit: int = 60) -> str:
 def steps_folder(picture: Path) -> Path:
     """The folder for the intermediates of ``picture``: ``dog.png`` -> ``dog-steps``."""
     return picture.with_name(f"{picture.stem}-steps")
+
+
+def grid_file(picture: Path, *, overwrite: bool) -> Path:
+    """The file for the sheet beside ``picture``: ``dog.png`` -> ``dog-grid.png``, or -grid-2."""
+    path = picture.with_name(f"{picture.stem}-grid{picture.suffix}")
+    number = 1
+    while not overwrite and os.path.lexists(path):
+        number += 1
+        path = picture.with_name(f"{picture.stem}-grid-{number}{picture.suffix}")
+    return path
 
 
 @dataclass(frozen=True, kw_only=True)

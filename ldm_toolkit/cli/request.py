@@ -3,29 +3,27 @@
 import argparse
 import contextlib
 import dataclasses
-import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from ldm_toolkit import schedulers
-from ldm_toolkit.cli.options import DTYPES, FORMATS, flag
+from ldm_toolkit.cli.model import ModelChoice, check_fit, choose_model, side_multiple
+from ldm_toolkit.cli.options import FORMATS, flag
 from ldm_toolkit.cli.output import Destination, destination
-from ldm_toolkit.errors import InputError, LdmToolkitError, ModelError, UserError, suggestion
-from ldm_toolkit.images import open_image, pixels_sha256
-from ldm_toolkit.models import identity
-from ldm_toolkit.models.checks import check_model_folder
-from ldm_toolkit.promptfile import kind_of
+from ldm_toolkit.errors import InputError, LdmToolkitError, UserError, suggestion
+from ldm_toolkit.promptfile import Row, kind_of, read_rows
 from ldm_toolkit.recipe import MAX_SEED, GenerateOptions
 from ldm_toolkit.tokens import parse_weights
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ldm_toolkit.replay import Original
 
-__all__ = ["Request", "check"]
+__all__ = ["JobRequest", "Request", "check"]
 
 # A field's name at the start of a problem, to be shown as the option that the person typed.
 _NAMES = "|".join(field.name for field in dataclasses.fields(GenerateOptions))
@@ -43,18 +41,35 @@ class Request:
     options: GenerateOptions
     seed: int
     count: int
-    model: str
-    device: str
-    dtype: str
+    choice: ModelChoice
     threads: int | None
     every: int | None
     show_tokens: bool
     quiet: bool
     strip: bool
+    grid: bool
+    as_json: bool
+    dry_run: bool
     destination: Destination
-    image: Image.Image | None
-    mask: Image.Image | None
+    image: "Image.Image | None"
+    mask: "Image.Image | None"
     original: "Original | None"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """A prompt file that was understood and found right, with where its pictures go."""
+
+    rows: Sequence[Row]
+    folder: Path
+    seed: int | None
+    batch_size: int
+    format: str
+    choice: ModelChoice
+    threads: int | None
+    quiet: bool
+    as_json: bool
+    dry_run: bool
 
 
 class _Problems:
@@ -98,10 +113,12 @@ class _Problems:
             return first, second
         return None
 
-    def picture(self, flag: str, path: str | None) -> Image.Image | None:
+    def picture(self, flag: str, path: str | None) -> "Image.Image | None":
         """The picture of a file; None when none was given or it cannot be read."""
         if path is None:
             return None
+        from ldm_toolkit.images import open_image
+
         with self.collected():
             try:
                 return open_image(path)
@@ -118,12 +135,14 @@ class _Problems:
         raise kind("; ".join(str(error) for error in self.errors))
 
 
-def check(arguments: argparse.Namespace) -> Request:
-    """Look at every value, the model's name and the place of the output; report all problems.
+def check(arguments: argparse.Namespace) -> Request | JobRequest:
+    """Look at every value, the model's files and the place of the output; report all problems.
 
     Raises UserError, or CannotWrite when only the output is at fault.
     """
     problems = _Problems()
+    if arguments.prompts is not None:
+        return _check_job(arguments, problems)
     count = problems.number("-n", arguments.count, int, least=1) or 1
     threads = problems.number("--threads", arguments.threads, int, least=1)
     every = problems.number("--save-intermediates", arguments.every, int, least=1)
@@ -143,37 +162,38 @@ def check(arguments: argparse.Namespace) -> Request:
         with problems.collected():
             original, options = _replayed(arguments.replay)
             _check_inputs(original, {"image": image, "mask": mask})
+    if arguments.batch_size is not None:
+        problems.errors.append(UserError("--batch-size is for --prompts"))
     if options is not None and options.seed is None:
         # Drawn here, because names and the seeds of the other pictures follow from it.
         options = dataclasses.replace(options, seed=secrets.randbelow(2**32))
     for text in (options.prompt, options.negative_prompt) if options is not None else ():
         with problems.collected():
             parse_weights(text)
-    model = arguments.model
+    choice = None
     with problems.collected():
-        if model is None:
-            model = identity.DEFAULT_MODEL if original is None else _recorded_model(original)
-        _check_model(model, options)
-    with problems.collected():
-        _check_device(arguments.device, arguments.dtype)
+        choice, configs = choose_model(arguments, original)
+        if options is not None and configs is not None:
+            check_fit(options, configs)
     place = None
     with problems.collected():
         place = _destination(arguments, options, count, with_steps=every is not None)
     problems.finish()
-    if options is None or options.seed is None or place is None:
+    if options is None or options.seed is None or place is None or choice is None:
         raise UserError("the command line could not be read")
     return Request(
         options=options,
         seed=options.seed,
         count=count,
-        model=model,
-        device=arguments.device,
-        dtype=arguments.dtype,
+        choice=choice,
         threads=threads,
         every=every,
         show_tokens=arguments.show_tokens,
         quiet=arguments.quiet,
         strip=arguments.strip,
+        grid=arguments.grid,
+        as_json=arguments.json,
+        dry_run=arguments.dry_run,
         destination=place,
         image=image,
         mask=mask,
@@ -181,14 +201,82 @@ def check(arguments: argparse.Namespace) -> Request:
     )
 
 
+def _check_job(arguments: argparse.Namespace, problems: _Problems) -> JobRequest:
+    """The whole prompt file and everything else that a job needs."""
+    refused = {
+        "-n": arguments.count != "1",
+        "--replay": arguments.replay is not None,
+        "--image": arguments.image is not None,
+        "--mask": arguments.mask is not None,
+        "--save-intermediates": arguments.every is not None,
+        "--strip-metadata": arguments.strip,
+        "--overwrite": arguments.overwrite,
+        "--grid": arguments.grid,
+        "--show-tokens": arguments.show_tokens,
+    }
+    given = [name for name, there in refused.items() if there]
+    if given:
+        problems.errors.append(UserError(f"--prompts does not go with {', '.join(given)}"))
+    if arguments.output is None:
+        problems.errors.append(UserError("--prompts needs a folder for the pictures: -o FOLDER/"))
+    format = arguments.format if arguments.format is not None else "png"
+    with problems.collected():
+        _check_format(format)
+    threads = problems.number("--threads", arguments.threads, int, least=1)
+    batch_size = problems.number("--batch-size", arguments.batch_size, int, least=1) or 1
+    choice, configs = None, None
+    with problems.collected():
+        choice, configs = choose_model(arguments, None)
+    rows: list[Row] = []
+    defaults = _given(arguments, problems)
+    seed = defaults.pop("seed", None)
+    with problems.collected():
+        # Wrong options are told once, as options, and not again for every row.
+        GenerateOptions(prompt="a", seed=seed, **{**defaults, "strength": None})
+        rows = read_rows(arguments.prompts, defaults, side_multiple(configs))
+        for number, row in enumerate(rows, 1):
+            if configs is not None:
+                _check_row(row, number, configs)
+    problems.finish()
+    if choice is None:
+        raise UserError("the command line could not be read")
+    return JobRequest(
+        rows=rows,
+        folder=Path(arguments.output),
+        seed=seed,
+        batch_size=batch_size,
+        format=format,
+        choice=choice,
+        threads=threads,
+        quiet=arguments.quiet,
+        as_json=arguments.json,
+        dry_run=arguments.dry_run,
+    )
+
+
+def _check_row(row: Row, number: int, configs: Mapping[str, Any]) -> None:
+    """Whether the model can do what a row asks. Raises UserError."""
+    try:
+        parse_weights(row.options.prompt)
+        parse_weights(row.options.negative_prompt)
+        check_fit(row.options, configs)
+    except UserError as error:
+        raise UserError(f"row {number}: {error}") from error
+
+
+def _check_format(format: str) -> None:
+    if format not in FORMATS:
+        hint = suggestion(format, FORMATS)
+        raise UserError(f"--format: {format!r:.80} is none of {', '.join(FORMATS)}{hint}")
+
+
 def _destination(
     arguments: argparse.Namespace, options: GenerateOptions | None, count: int, *, with_steps: bool
 ) -> Destination:
     """The checked -o and --format, with a place for each of ``count`` pictures."""
     chosen = arguments.format
-    if chosen is not None and chosen not in FORMATS:
-        hint = suggestion(chosen, FORMATS)
-        raise UserError(f"--format: {chosen!r:.80} is none of {', '.join(FORMATS)}{hint}")
+    if chosen is not None:
+        _check_format(chosen)
     place = destination(
         arguments.output,
         options.prompt if options is not None else "",
@@ -229,8 +317,10 @@ def _replayed(path: str) -> "tuple[Original, GenerateOptions]":
         raise type(error)(f"--replay: {error}") from error
 
 
-def _check_inputs(original: "Original", given: dict[str, Image.Image | None]) -> None:
+def _check_inputs(original: "Original", given: "dict[str, Image.Image | None]") -> None:
     """Raises UserError unless the inputs that the recipe names, and no others, are there."""
+    from ldm_toolkit.images import pixels_sha256
+
     problems = []
     for name, picture in given.items():
         wanted = getattr(original.recipe, f"{name}_sha256")
@@ -250,22 +340,23 @@ def _check_inputs(original: "Original", given: dict[str, Image.Image | None]) ->
         raise UserError("; ".join(problems))
 
 
-def _recorded_model(original: "Original") -> str:
-    """The bundled model that a recipe names. A path is opened only if the person names it."""
-    name = original.recipe.model.get("name", "")
-    if name in identity.bundled_models():
-        return name
-    weights = original.recipe.model.get("sha256", "")
-    raise ModelError(
-        f"--model: the picture was made with {name!r:.80} (weights {weights:.12}), which is not "
-        "bundled; name its folder with --model"
-    )
-
-
 def _options(arguments: argparse.Namespace, problems: _Problems) -> GenerateOptions | None:
-    """The fields of GenerateOptions out of text; None when a contradiction was found."""
+    """GenerateOptions out of text; None when a contradiction was found."""
+    given = _given(arguments, problems)
+    with problems.collected():
+        try:
+            return GenerateOptions(prompt=arguments.prompt, **given)
+        except UserError as error:
+            raise UserError(_FIELD.sub(lambda found: flag(found[0]), str(error))) from error
+    return None
+
+
+def _given(arguments: argparse.Namespace, problems: _Problems) -> dict[str, Any]:
+    """The fields of GenerateOptions that were given, as values; the prompt is left out."""
     given: dict[str, Any] = {}
     for field in dataclasses.fields(GenerateOptions):
+        if field.name == "prompt":
+            continue
         text = getattr(arguments, field.name)
         kind = kind_of(field.name)
         if kind is str:
@@ -287,50 +378,4 @@ def _options(arguments: argparse.Namespace, problems: _Problems) -> GenerateOpti
             given["scheduler"] = schedulers.resolve_name(arguments.scheduler)
             if given.get("eta") and not schedulers.takes_eta(given["scheduler"]):
                 raise UserError(f"--eta: {given['scheduler']} knows no eta; ddim and tcd do")
-    with problems.collected():
-        try:
-            return GenerateOptions(**given)
-        except UserError as error:
-            raise UserError(_FIELD.sub(lambda found: flag(found[0]), str(error))) from error
-    return None
-
-
-def _check_model(name: str, options: GenerateOptions | None) -> None:
-    """Check the model's files, as the loader will, and that it can do ``options``."""
-    try:
-        checked = check_model_folder(identity.find_model(name))
-    except ModelError as error:
-        hub = ""
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not os.path.lexists(name):
-            hub = "; names on the hub are not supported, this edition reads local folders only"
-        raise ModelError(f"--model: {error}{hub}") from error
-    if options is None:
-        return
-    problems = []
-    if options.scheduler is not None:
-        most = schedulers.max_steps(options.scheduler, checked.configs["scheduler"])
-        if options.steps > most:
-            problems.append(
-                f"--steps: {options.scheduler} can do {most} at most, not {options.steps}"
-            )
-    multiple = 2 ** (len(checked.configs["vae"].get("block_out_channels", [1])) - 1)
-    for side in ("width", "height"):
-        value = getattr(options, side)
-        if value is not None and value % multiple:
-            nearest = max(1, round(value / multiple)) * multiple
-            problems.append(f"--{side} must be a multiple of {multiple}; the nearest is {nearest}")
-    if problems:
-        raise UserError("; ".join(problems))
-
-
-def _check_device(device: str, dtype: str) -> None:
-    """Spelling only: what the machine has is known when torch is imported."""
-    problems = []
-    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", device):
-        problems.append(f"--device: {device!r} is none of auto, cpu, cuda, cuda:1, mps, xpu")
-    if dtype not in (*DTYPES, "fp32", "bf16", "fp16"):
-        problems.append(
-            f"--dtype: {dtype!r} is none of {', '.join(DTYPES)}{suggestion(dtype, DTYPES)}"
-        )
-    if problems:
-        raise UserError("; ".join(problems))
+    return given

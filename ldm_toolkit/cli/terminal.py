@@ -60,15 +60,17 @@ def stoppable() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def follow(steps: Iterable[T], total: int, label: str, *, every: float = 5.0) -> Iterator[T]:
+def follow(
+    steps: Iterable[T], total: int, label: str, *, every: float = 5.0, what: str = "step"
+) -> Iterator[T]:
     """Pass ``steps`` on and show how far they are: a bar on a terminal, else a line now and then.
 
-    ``every`` is the time between two lines in seconds.
+    ``every`` is the time between two lines in seconds, ``what`` is counted.
     """
     if sys.stderr is not None and sys.stderr.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(steps, total=total, desc=label, unit="step", file=sys.stderr, leave=False)
+        yield from tqdm(steps, total=total, desc=label, unit=what, file=sys.stderr, leave=False)
         return
     start = last = time.monotonic()
     for done, step in enumerate(steps, start=1):
@@ -77,7 +79,7 @@ def follow(steps: Iterable[T], total: int, label: str, *, every: float = 5.0) ->
         if now - last >= every and done < total:
             last = now
             left = (now - start) / done * (total - done)
-            note(f"{label}: step {done}/{total}, about {left:.0f} s left")
+            note(f"{label}: {what} {done}/{total}, about {left:.0f} s left")
 
 
 def note(text: str) -> None:

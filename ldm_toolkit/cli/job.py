@@ -1,0 +1,63 @@
+"""``ldm-gen --prompts``: a file of prompts into a folder, carried on after a kill."""
+
+import json
+import os
+import secrets
+import time
+from typing import Any
+
+from ldm_toolkit.cli.loading import load_pipeline
+from ldm_toolkit.cli.request import JobRequest
+from ldm_toolkit.cli.terminal import Stop, follow, note, to_stdout
+
+__all__ = ["run"]
+
+
+def run(request: JobRequest, stop: Stop) -> int:
+    """Make the pictures that are missing; return the exit code, 1 if some failed.
+
+    Under torchrun or accelerate the processes share the rows.
+    """
+    from ldm_toolkit.jobs import open_job, run_job
+
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    started = time.monotonic()
+    job = open_job(
+        request.rows,
+        request.folder,
+        seed=request.seed,
+        drawn=secrets.randbelow(2**32) if world == 1 else 0,
+        batch_size=request.batch_size,
+        format=request.format,
+    )
+    if not request.quiet:
+        note(f"loading {request.choice.model}")
+    pipe = load_pipeline(request.choice, threads=_threads(request.threads, world))
+    done: Any = stop.between(run_job(pipe, job, rank=rank, world=world))
+    if not request.quiet:
+        done = follow(done, -(-len(job.rows) // world), "pictures", what="picture")
+    failed = 0
+    for one in done:
+        if one.error is not None:
+            failed += 1
+            note(f"row {one.index + 1}: {one.error}")
+        elif request.as_json:
+            recipe = json.loads(one.recipe.to_json())
+            line = {"path": str(one.path), "seed": recipe["seed"], "found": one.found}
+            to_stdout(json.dumps(line | {"recipe": recipe}, ensure_ascii=False))
+        else:
+            to_stdout(str(one.path))
+    if not request.quiet:
+        note(f"done in {time.monotonic() - started:.1f} s")
+    if failed:
+        note(f"{failed} of {len(job.rows)} pictures failed; the same command tries them again")
+    return 1 if failed else 0
+
+
+def _threads(asked: int | None, world: int) -> int | None:
+    """Threads of this process: torchrun sets one each, which would leave most cores idle."""
+    if asked is not None or world == 1:
+        return asked
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // local)

@@ -1,0 +1,218 @@
+"""Which model a command line means, with everything that goes onto it, checked without torch."""
+
+import argparse
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm_toolkit import schedulers
+from ldm_toolkit.cli.options import DTYPES
+from ldm_toolkit.errors import ModelError, UserError, suggestion
+from ldm_toolkit.files import sha256_file
+from ldm_toolkit.models import identity
+from ldm_toolkit.models.checks import check_model_folder
+from ldm_toolkit.models.headers import check_safetensors
+from ldm_toolkit.models.hub import is_hub_id
+from ldm_toolkit.models.single_file import check_single_file, is_single_file
+from ldm_toolkit.recipe import GenerateOptions
+
+if TYPE_CHECKING:
+    from ldm_toolkit.replay import Original
+
+__all__ = ["ModelChoice", "check_fit", "choose_model", "side_multiple"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """A model, the machine it runs on, LoRAs (file, scale) and embeddings (file, word)."""
+
+    model: str
+    device: str
+    dtype: str
+    vae: str | None
+    tokenizer: str | None
+    revision: str | None
+    variant: str | None
+    offline: bool
+    allow_pickle: bool
+    loras: tuple[tuple[Path, float], ...]
+    embeddings: tuple[tuple[Path, str | None], ...]
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether loading it may need the network."""
+        return is_hub_id(self.model) and not os.path.lexists(self.model) and not self.offline
+
+
+def choose_model(
+    arguments: argparse.Namespace, original: "Original | None"
+) -> tuple[ModelChoice, Mapping[str, Any] | None]:
+    """The choice, and the model's configurations where they are on this disk.
+
+    Raises UserError and ModelError with everything that is wrong.
+    """
+    problems: list[str] = []
+    _check_device(arguments.device, arguments.dtype, problems)
+    loras = tuple(_lora(text, problems) for text in arguments.lora or ())
+    embeddings = tuple(_embedding(text, problems) for text in arguments.embedding or ())
+    model = arguments.model
+    configs = None
+    try:
+        if model is None:
+            model = identity.DEFAULT_MODEL if original is None else _recorded_model(original)
+        configs = _configurations(model, arguments)
+    except ModelError as error:
+        problems.append(f"--model: {error}")
+    if original is not None:
+        problems += _other_adapters(original, loras, embeddings)
+    if problems:
+        raise UserError("; ".join(problems))
+    choice = ModelChoice(
+        model=model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        vae=arguments.vae,
+        tokenizer=arguments.tokenizer,
+        revision=arguments.revision,
+        variant=arguments.variant,
+        offline=arguments.offline,
+        allow_pickle=arguments.allow_pickle,
+        loras=loras,
+        embeddings=embeddings,
+    )
+    return choice, configs
+
+
+def check_fit(options: GenerateOptions, configs: Mapping[str, Any]) -> None:
+    """Whether a model can do what is asked: steps, sizes. Raises UserError."""
+    problems = []
+    if options.scheduler is not None:
+        most = schedulers.max_steps(options.scheduler, configs["scheduler"])
+        if options.steps > most:
+            problems.append(
+                f"--steps: {options.scheduler} can do {most} at most, not {options.steps}"
+            )
+    multiple = side_multiple(configs)
+    for side in ("width", "height"):
+        value = getattr(options, side)
+        if value is not None and value % multiple:
+            nearest = max(1, round(value / multiple)) * multiple
+            problems.append(f"--{side} must be a multiple of {multiple}; the nearest is {nearest}")
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def side_multiple(configs: Mapping[str, Any] | None) -> int:
+    """What a picture's sides must be multiples of; 8 where the model is not known yet."""
+    if configs is None:
+        return 8
+    return 2 ** (len(configs["vae"].get("block_out_channels", [1])) - 1)
+
+
+def _configurations(model: str, arguments: argparse.Namespace) -> Mapping[str, Any] | None:
+    """Check the model's files as the loader will; None where that is later. Raises ModelError."""
+    if is_hub_id(model) and not os.path.lexists(model):
+        return None
+    if arguments.revision is not None:
+        raise ModelError("--revision is for models of the hub (owner/name)")
+    if is_single_file(model):
+        if arguments.variant is not None:
+            raise ModelError("--variant is for folders and models of the hub, not for a file")
+        if Path(model).suffix.lower() == ".safetensors":
+            check_single_file(Path(model), with_vae=arguments.vae is None)
+        elif not arguments.allow_pickle:
+            raise ModelError(
+                f"{model} is a pickle, which can run code when it is read; take the model as "
+                "safetensors, or pass --allow-pickle for torch's weights-only loader"
+            )
+        return None
+    checked = check_model_folder(
+        identity.find_model(model),
+        variant=arguments.variant,
+        vae=Path(arguments.vae) if arguments.vae is not None else None,
+        tokenizer=Path(arguments.tokenizer) if arguments.tokenizer is not None else None,
+        allow_pickle=arguments.allow_pickle,
+    )
+    return checked.configs
+
+
+def _recorded_model(original: "Original") -> str:
+    """The bundled model that a recipe names. A path is opened only if the person names it."""
+    name = original.recipe.model.get("name", "")
+    if name in identity.bundled_models():
+        return name
+    weights = original.recipe.model.get("sha256", "")
+    raise ModelError(
+        f"the picture was made with {name!r:.80} (weights {weights:.12}), which is not bundled; "
+        "name its folder with --model"
+    )
+
+
+def _other_adapters(
+    original: "Original",
+    loras: tuple[tuple[Path, float], ...],
+    embeddings: tuple[tuple[Path, str | None], ...],
+) -> list[str]:
+    """What a recipe's LoRAs and embeddings lack among those given, and the other way round."""
+    problems = []
+    for option, recorded, files in (
+        ("--lora", original.recipe.loras, [path for path, _ in loras]),
+        ("--embedding", original.recipe.embeddings, [path for path, _ in embeddings]),
+    ):
+        given = [sha256_file(path) for path in files if path.is_file()]
+        wanted = {str(one.get("sha256")): one for one in recorded}
+        for digest, one in wanted.items():
+            if digest not in given:
+                label = one.get("name", one.get("token", ""))
+                problems.append(
+                    f"{option}: the picture was made with {label!r:.80} (SHA-256 {digest:.12}...); "
+                    f"give its file"
+                )
+        if any(digest not in wanted for digest in given):
+            problems.append(f"{option}: not all of these files made the picture")
+    return problems
+
+
+def _lora(text: str, problems: list[str]) -> tuple[Path, float]:
+    """``PATH`` or ``PATH:SCALE``."""
+    head, colon, tail = text.rpartition(":")
+    try:
+        path, scale = (Path(head), float(tail)) if colon and head else (Path(text), 1.0)
+    except ValueError:  # a colon of the path
+        path, scale = Path(text), 1.0
+    _check_file("--lora", path, problems)
+    return path, scale
+
+
+def _embedding(text: str, problems: list[str]) -> tuple[Path, str | None]:
+    """``PATH`` or ``PATH:WORD``."""
+    head, colon, tail = text.rpartition(":")
+    split = colon and head and "/" not in tail and "\\" not in tail and not Path(text).exists()
+    path, word = (Path(head), tail) if split else (Path(text), None)
+    _check_file("--embedding", path, problems)
+    return path, word
+
+
+def _check_file(option: str, path: Path, problems: list[str]) -> None:
+    if path.suffix.lower() != ".safetensors":
+        problems.append(f"{option}: {path} is no .safetensors file")
+    elif not path.is_file():
+        problems.append(f"{option}: there is no file {path}")
+    else:
+        try:
+            check_safetensors(path)
+        except ModelError as error:
+            problems.append(f"{option}: {error}")
+
+
+def _check_device(device: str, dtype: str, problems: list[str]) -> None:
+    """Spelling only: what the machine has is known when torch is imported."""
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", device):
+        problems.append(f"--device: {device!r} is none of auto, cpu, cuda, cuda:1, mps, xpu")
+    if dtype not in (*DTYPES, "fp32", "bf16", "fp16"):
+        problems.append(
+            f"--dtype: {dtype!r} is none of {', '.join(DTYPES)}{suggestion(dtype, DTYPES)}"
+        )

@@ -1,0 +1,201 @@
+"""``ldm-gen --prompts`` and the options that say what is done rather than how it looks."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+from test_cli import here
+
+from ldm_toolkit.images import open_image, pixels_sha256, read_recipe
+from ldm_toolkit.pipeline import LatentPipeline
+
+if TYPE_CHECKING:
+    from command import Outcome
+
+pytest_plugins = ["command"]
+
+Command = Callable[..., "Outcome"]
+PROMPTS = ["a dog", "a cat", "a red car", "a house", "a tree"]
+
+
+@pytest.fixture
+def prompts(workdir: Path) -> Path:
+    file = workdir / "prompts.txt"
+    file.write_text("\n".join(PROMPTS) + "\n")
+    return file
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+class TestJob:
+    def test_a_file_of_prompts(self, ldm_gen: Command, prompts: Path, workdir: Path) -> None:
+        done = ldm_gen("--prompts", prompts, "--seed", 3, "--steps", 2, "-o", "out/")
+        assert done.code == 0, done.err
+        assert [path.name for path in done.paths] == [f"{n:05d}-{3 + n}.png" for n in range(5)]
+        for number, path in enumerate(done.paths):
+            recipe = read_recipe(path)
+            assert (recipe.prompt, recipe.seed, recipe.steps) == (PROMPTS[number], 3 + number, 2)
+            assert recipe.pixels_sha256 == pixels_sha256(open_image(path))
+        assert (workdir / "out" / "manifest.jsonl").read_text().count("\n") == 6
+
+    def test_the_same_command_again_makes_nothing_twice(
+        self, ldm_gen: Command, prompts: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        words = ("--prompts", prompts, "--steps", 2, "-o", "out/", "--batch-size", 2)
+        first = ldm_gen(*words)
+        before = contents(workdir / "out")
+        monkeypatch.setattr(LatentPipeline, "_run", None)
+        again = ldm_gen(*words)
+        assert again.code == 0, again.err
+        assert sorted(again.out.splitlines()) == sorted(first.out.splitlines())
+        assert contents(workdir / "out") == before
+        other = ldm_gen(*words, "--guidance", 3)
+        assert other.code == 2
+        assert "holds another job: prompt file or options differ" in other.err
+
+    def test_json_lines(self, ldm_gen: Command, prompts: Path) -> None:
+        done = ldm_gen("--prompts", prompts, "--seed", 1, "--steps", 1, "-o", "out/", "--json")
+        lines = [json.loads(line) for line in done.out.splitlines()]
+        assert [line["seed"] for line in lines] == [1, 2, 3, 4, 5]
+        assert [line["recipe"]["prompt"] for line in lines] == PROMPTS
+
+    def test_bad_rows_are_told_before_the_model_loads(
+        self, ldm_gen: Command, workdir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(LatentPipeline, "from_pretrained", None)
+        (workdir / "p.jsonl").write_text('{"prompt": "a", "width": 65}\n{"prompt": ""}\n')
+        done = ldm_gen("--prompts", "p.jsonl", "-o", "out/")
+        assert done.code == 2
+        assert (
+            "2 bad rows: p.jsonl:1: width must be a multiple of 8, not 65; p.jsonl:2:" in done.err
+        )
+        assert not (workdir / "out").exists()
+
+    def test_a_seed_of_ones_own_is_kept_by_the_job(
+        self, ldm_gen: Command, prompts: Path, workdir: Path
+    ) -> None:
+        """Without --seed the job draws one, and the same command goes on with it."""
+        words = ("--prompts", prompts, "--steps", 1, "-o", "out/")
+        first = ldm_gen(*words)
+        (workdir / "out" / first.paths[2].name).unlink()
+        before = contents(workdir / "out")
+        again = ldm_gen(*words)
+        assert [path.name for path in again.paths] == [path.name for path in first.paths]
+        assert before.items() <= contents(workdir / "out").items()
+
+
+JOB = "from ldm_toolkit.cli.generate import main; import sys; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_killed_at_any_moment_it_ends_with_the_same_folder(
+    number: signal.Signals, tiny_model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """Twenty kills a signal at seeded moments; a run that nobody stopped ends each job."""
+    lines = [f"{prompt} {n}" for n in range(4) for prompt in PROMPTS]
+    prompts.write_text("\n".join(lines))
+    words = [sys.executable, "-c", JOB, "--prompts", str(prompts), "--seed", "1", "--steps", "4"]
+    words += ["--model", str(tiny_model), "--batch-size", "2", "--threads", "1", "--quiet"]
+
+    def start(folder: str) -> subprocess.Popen[bytes]:
+        command = [*words, "-o", str(tmp_path / folder) + "/"]
+        return subprocess.Popen(
+            command, env=here(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+
+    began = time.monotonic()
+    assert start("whole").wait() == 0
+    length = time.monotonic() - began
+    expected = contents(tmp_path / "whole")
+    draw = random.Random(int(number))
+    kills = 0
+    while kills < 20:
+        folder = f"job-{kills}"
+        process = start(folder)
+        time.sleep(draw.uniform(0.3, 1.0) * length)
+        if process.poll() is None:
+            process.send_signal(number)
+            kills += 1
+        process.wait()
+        assert b"Traceback" not in (process.stderr.read() if process.stderr else b"")
+        for path in (tmp_path / folder).glob("*.png"):
+            assert read_recipe(path).pixels_sha256 == pixels_sha256(open_image(path))
+        assert start(folder).wait() == 0
+        assert contents(tmp_path / folder) == expected
+
+
+@pytest.mark.slow
+def test_several_processes_make_the_same_folder(
+    tiny_model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", JOB, "--prompts", str(prompts), "--seed", "1", "--steps", "2"]
+    words += ["--model", str(tiny_model), "--threads", "1", "--quiet", "-o"]
+    subprocess.run([*words, f"{tmp_path}/one/"], env=here(), check=True)
+    ranks = [
+        subprocess.Popen(
+            [*words, f"{tmp_path}/three/"],
+            env=here() | {"RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"},
+        )
+        for rank in range(3)
+    ]
+    assert [process.wait() for process in ranks] == [0, 0, 0]
+    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+
+
+class TestOptions:
+    def test_dry_run_does_nothing(
+        self, ldm_gen: Command, workdir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(LatentPipeline, "from_pretrained", None)
+        done = ldm_gen("a dog", "--dry-run", "--seed", 4, "-n", 2, "--steps", 9)
+        plan = json.loads(done.out)
+        assert plan["options"]["steps"] == 9
+        assert plan["pictures"] == ["a-dog-4.png", "a-dog-5.png"]
+        assert list(workdir.iterdir()) == []
+
+    def test_json(self, ldm_gen: Command) -> None:
+        done = ldm_gen("a dog", "--json", "--seed", 4, "--steps", 1)
+        line = json.loads(done.out)
+        assert line["path"] == "a-dog-4.png"
+        assert line["seed"] == 4
+        assert line["seconds"] > 0
+        assert line["recipe"] == json.loads(read_recipe("a-dog-4.png").to_json())
+
+    def test_grid(self, ldm_gen: Command, workdir: Path) -> None:
+        for name in ("a-dog-4-grid.png", "a-dog-4-2-grid.png"):
+            done = ldm_gen("a dog", "--grid", "--seed", 4, "-n", 2, "--steps", 1)
+            assert done.code == 0, done.err
+            assert (workdir / name).is_file()
+            assert len(done.paths) == 2
+
+    def test_a_picture_drawn_over_and_replayed(self, ldm_gen: Command, workdir: Path) -> None:
+        Image.new("RGB", (64, 64), "red").save(workdir / "red.png")
+        Image.new("RGB", (64, 64), "white").save(workdir / "white.png")
+        inputs = ("--image", "red.png", "--mask", "white.png")
+        done = ldm_gen("a dog", *inputs, "--strength", 0.6, "--steps", 5, "--seed", 1)
+        assert done.code == 0, done.err
+        recipe = read_recipe(done.paths[0])
+        assert recipe.strength == 0.6
+        assert recipe.image_sha256 == pixels_sha256(open_image("red.png"))
+        again = ldm_gen("--replay", done.paths[0], *inputs, "-o", "again.png")
+        assert again.code == 0, again.err
+        assert "identical" in again.err
+        for words, told in (
+            ((), "give it with --image"),
+            (("--image", "red.png"), "give it with --mask"),
+            (("--image", "white.png", "--mask", "white.png"), "not those of the input"),
+        ):
+            refused = ldm_gen("--replay", done.paths[0], *words)
+            assert refused.code == 2
+            assert told in refused.err
