@@ -45,7 +45,8 @@ class Given:
 
     def _latents_size(self, components: Components, count: int) -> tuple[int, int]:
         """(width, height) of the pictures that the latents become. Raises UserError."""
-        latents, channels = self.latents, components.latent_channels
+        latents: Any = self.latents
+        channels = components.latent_channels
         if self.image is not None:
             raise UserError("latents and image exclude each other: both say where the run starts")
         shape = tuple(latents.shape) if isinstance(latents, torch.Tensor) else ()

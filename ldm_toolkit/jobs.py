@@ -70,7 +70,7 @@ def open_job(
     and an old one goes on with its own. Raises UserError saying what differs from the job that is
     there, CannotWrite.
     """
-    header = {
+    header: dict[str, Any] = {
         "job": 1,
         "seed": seed,
         "rows": len(rows),

@@ -226,11 +226,11 @@ def resolve(
     ``options.scheduler`` must be a canonical name already. Raises UserError for sizes that the
     model cannot draw and for a strength that has nothing to act on.
     """
-    own = (defaults.width, defaults.height)
-    if inputs.size is not None:  # a few pixels less, where the image does not fit the latents
-        own = tuple(max(1, side // defaults.multiple) * defaults.multiple for side in inputs.size)
-    width = options.width if options.width is not None else own[0]
-    height = options.height if options.height is not None else own[1]
+    own = inputs.size if inputs.size is not None else (defaults.width, defaults.height)
+    # A few pixels less, where an image does not fit the latents.
+    fitting = [max(1, side // defaults.multiple) * defaults.multiple for side in own]
+    width = options.width if options.width is not None else fitting[0]
+    height = options.height if options.height is not None else fitting[1]
     problems = [
         *_size_problem("width", width, defaults.multiple),
         *_size_problem("height", height, defaults.multiple),

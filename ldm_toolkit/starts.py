@@ -57,7 +57,8 @@ def from_image(
     """
     begin = _begin(solver, steps, strength)
     originals = pil_to_latents([picture] * len(generators), components, generators)
-    noise = initial_noise(generators, tuple(originals.shape[1:])).to(originals.device)
+    shape = components.latent_shape(*picture.size)
+    noise = initial_noise(generators, shape).to(originals.device)
     return Start(solver.add_noise(originals, noise, _first(solver, begin, noise)), begin)
 
 
@@ -82,7 +83,7 @@ def from_mask(
     shape = components.latent_shape(*picture.size)
     small = functional.interpolate(hole, size=shape[1:]).to(components.device)
     count = len(generators)
-    originals = None
+    originals = torch.empty(0)  # an inpainting UNet that starts from noise needs none
     if strength < 1 or not components.inpainting:
         originals = pixels_to_latents(pixels.expand(count, -1, -1, -1), components, generators)
     noise = initial_noise(generators, shape).to(components.device)

@@ -125,7 +125,7 @@ def test_the_examples_of_help_are_right(ldm_gen: Command, pipe: LatentPipeline) 
     lines = re.findall(r"^  ldm-gen (.*)", options.build_parser().epilog or "", flags=re.MULTILINE)
     assert len(lines) >= 5
     for line in lines:
-        words = shlex.split(re.split(r"\s{4,}", line)[0])
+        words = shlex.split(re.split(r"\s{2,}", line)[0])
         options.parse(words)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +160,10 @@ def test_a_folder_with_something_else(rows: list[Row], tmp_path: Path) -> None:
 
 
 def test_pictures_of_another_model_are_not_taken(
-    pipe: LatentPipeline, tiny_v_model: Path, rows: list[Row], tmp_path: Path
+    pipe: LatentPipeline, model_factory: Callable[..., Path], rows: list[Row], tmp_path: Path
 ) -> None:
     run(pipe, rows, tmp_path)
-    other = LatentPipeline.from_pretrained(tiny_v_model, device="cpu", dtype="float32")
+    other = LatentPipeline.from_pretrained(model_factory(seed=1), device="cpu", dtype="float32")
     with pytest.raises(UserError, match="made by another model"):
         run(other, rows, tmp_path)
 

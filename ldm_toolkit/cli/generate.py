@@ -230,8 +230,8 @@ def _picture(
         # The bits depend on the shape of the batch, and on neither place nor neighbours in it.
         size = request.original.recipe.batch_size
         arguments["batch_size"] = size if size <= _LARGEST_BATCH else None
-    given = {"image": request.image, "mask": request.mask}
-    run = pipe.stream(arguments.pop("prompt"), **arguments, **given)
+    arguments |= {"image": request.image, "mask": request.mask}
+    run = pipe.stream(arguments.pop("prompt"), **arguments)
     path = request.destination.path(seed)
     label = "drawing" if request.count == 1 else f"picture {index + 1}/{request.count}"
     steps: Iterable[Step] = stop.between(run)

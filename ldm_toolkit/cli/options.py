@@ -28,7 +28,7 @@ examples:
   ldm-gen "a cat" --negative "night" --steps 30 --scheduler dpm++_2m
   ldm-gen "a fox" --format webp -o foxes/          lossless too, and smaller than PNG
   ldm-gen --replay a-fox-7.png                     make it again: is it the same, and if not, why
-  ldm-gen --prompts prompts.txt --seed 1 -o many/  a job; killed, the same command carries on
+  ldm-gen --prompts prompts.txt --seed 1 -o many/  a job; the same command carries it on
   ldm-gen "a bear" --dim 256 --save-intermediates 10    how it comes out of the noise
   ldm-gen "a cat with a crown" --image cat.png --strength 0.6    a picture drawn over
   ldm-gen "a house" --model ./my-model -o house.png     a model folder of your own

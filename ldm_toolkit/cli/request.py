@@ -167,14 +167,11 @@ def check(arguments: argparse.Namespace) -> Request | JobRequest:
     if options is not None and options.seed is None:
         # Drawn here, because names and the seeds of the other pictures follow from it.
         options = dataclasses.replace(options, seed=secrets.randbelow(2**32))
-    for text in (options.prompt, options.negative_prompt) if options is not None else ():
-        with problems.collected():
-            parse_weights(text)
     choice = None
     with problems.collected():
         choice, configs = choose_model(arguments, original)
-        if options is not None and configs is not None:
-            check_fit(options, configs)
+        if options is not None:
+            _check_options(options, configs)
     place = None
     with problems.collected():
         place = _destination(arguments, options, count, with_steps=every is not None)
@@ -235,8 +232,10 @@ def _check_job(arguments: argparse.Namespace, problems: _Problems) -> JobRequest
         GenerateOptions(prompt="a", seed=seed, **{**defaults, "strength": None})
         rows = read_rows(arguments.prompts, defaults, side_multiple(configs))
         for number, row in enumerate(rows, 1):
-            if configs is not None:
-                _check_row(row, number, configs)
+            try:
+                _check_options(row.options, configs)
+            except UserError as error:
+                raise UserError(f"row {number}: {error}") from error
     problems.finish()
     if choice is None:
         raise UserError("the command line could not be read")
@@ -254,14 +253,12 @@ def _check_job(arguments: argparse.Namespace, problems: _Problems) -> JobRequest
     )
 
 
-def _check_row(row: Row, number: int, configs: Mapping[str, Any]) -> None:
-    """Whether the model can do what a row asks. Raises UserError."""
-    try:
-        parse_weights(row.options.prompt)
-        parse_weights(row.options.negative_prompt)
-        check_fit(row.options, configs)
-    except UserError as error:
-        raise UserError(f"row {number}: {error}") from error
+def _check_options(options: GenerateOptions, configs: Mapping[str, Any] | None) -> None:
+    """Whether prompts can be read and the model can do what is asked. Raises UserError."""
+    parse_weights(options.prompt)
+    parse_weights(options.negative_prompt)
+    if configs is not None:
+        check_fit(options, configs)
 
 
 def _check_format(format: str) -> None:

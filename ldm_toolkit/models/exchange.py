@@ -49,7 +49,7 @@ def from_diffusers(pipeline: Any) -> Components:
     The identity's hash is over the tensors as they are in memory. Raises UserError for a pipeline
     of another kind.
     """
-    parts = {}
+    parts: dict[str, Any] = {}
     for name in ("tokenizer", "text_encoder", "vae", "unet", "scheduler"):
         parts[name] = getattr(pipeline, name, None)
     missing = [name for name, part in parts.items() if part is None]

@@ -76,7 +76,6 @@ WRONG: list[tuple[list[str], str]] = [
     (["x", "--scheduler", ""], "scheduler"),
     (["x", "--scheduler", "os:system"], "scheduler"),
     (["x", "--model", "storyboook"], "--model"),
-    (["x", "--model", "runwayml/stable-diffusion-v1-5", "--offline"], "runwayml"),
     (["x", "--revision", "main"], "--revision is for models of the hub"),
     (["x", "--variant", "fp16"], "fp16"),
     (["x", "--vae", "none"], "none"),
