@@ -12,9 +12,10 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
@@ -33,6 +34,7 @@ __all__ = [
     "open_image",
     "pixels_sha256",
     "read_recipe",
+    "save_animation",
     "save_image",
 ]
 
@@ -128,6 +130,50 @@ def _jpeg(image: Image.Image, recipe: str | None, parameters: str | None) -> byt
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95, subsampling="4:4:4", xmp=packet, exif=exif)
     return metadata.insert_segments(buffer.getvalue(), segments)
+
+
+def save_animation(
+    frames: Iterable[Image.Image],
+    path: str | Path,
+    *,
+    seconds: float = 0.1,
+    overwrite: bool = False,
+) -> None:
+    """Write frames one after the other, ``seconds`` each, as .gif, .webp or .mp4, without end.
+
+    .mp4 needs the package imageio with its ffmpeg. Raises UserError for another suffix, no frames
+    or a missing writer, CannotWrite.
+    """
+    pictures = [frame.convert("RGB") for frame in frames]
+    suffix = Path(path).suffix.lower()
+    if not pictures or not seconds > 0:
+        raise UserError("an animation needs a frame and a duration above 0")
+    buffer = io.BytesIO()
+    if suffix in (".gif", ".webp"):
+        options: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
+        pictures[0].save(
+            buffer, suffix[1:], save_all=True, append_images=pictures[1:],
+            duration=round(1000 * seconds), loop=0, **options,
+        )  # fmt: skip
+    elif suffix == ".mp4":
+        _write_mp4(buffer, pictures, seconds)
+    else:
+        raise UserError(f"cannot write {path}: its name must end in .gif, .webp or .mp4")
+    write_atomic(path, buffer.getvalue(), overwrite=overwrite)
+
+
+def _write_mp4(buffer: io.BytesIO, pictures: Sequence[Image.Image], seconds: float) -> None:
+    try:
+        import imageio.v3
+        import numpy as np
+
+        levels = [np.asarray(picture) for picture in pictures]
+        imageio.v3.imwrite(buffer, levels, extension=".mp4", fps=1 / seconds)
+    except ImportError as error:
+        raise UserError(
+            "an .mp4 needs a writer that is not installed: pip install 'imageio[ffmpeg]'; "
+            ".gif and .webp need nothing more"
+        ) from error
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -211,7 +211,7 @@ class LatentPipeline(Parts):
 
         Embeddings are mixed linearly, the seeds' noise on the arc; a single prompt or seed stays
         the same all the way. ``options`` are those of a call. ``images.save_animation`` makes a
-        film of them. Raises UserError.
+        film of the frames. Raises UserError.
         """
         texts = prompt_list(prompts, 1)
         numbers = [seeds] if isinstance(seeds, int) else list(seeds)

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import time
 import warnings
 import zlib
@@ -20,6 +21,7 @@ from ldm_toolkit.images import (
     open_image,
     pixels_sha256,
     read_recipe,
+    save_animation,
     save_image,
 )
 
@@ -344,3 +346,34 @@ def test_contact_sheet() -> None:
     assert sheet.size == (3 * 40 + 8, 3 * 56 + 8)
     with pytest.raises(InputError):
         contact_sheet([], [])
+
+
+class TestAnimation:
+    @pytest.mark.parametrize("suffix", [".gif", ".webp"])
+    def test_frames_come_back(self, suffix: str, tmp_path: Path) -> None:
+        colours = ["red", "green", "blue"]
+        frames = (Image.new("RGB", (16, 8), colour) for colour in colours)
+        save_animation(frames, tmp_path / f"film{suffix}", seconds=0.2)
+        with Image.open(tmp_path / f"film{suffix}") as film:
+            assert film.n_frames == 3
+            for number, colour in enumerate(colours):
+                film.seek(number)
+                film.load()
+                assert film.info["duration"] == 200
+                expected = Image.new("RGB", (1, 1), colour).getpixel((0, 0))
+                assert film.convert("RGB").getpixel((5, 5)) == expected
+
+    def test_what_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        frame = Image.new("RGB", (8, 8))
+        monkeypatch.setitem(sys.modules, "imageio", None)
+        for name, frames, told in (
+            ("film.avi", [frame], "must end in .gif, .webp or .mp4"),
+            ("film.mp4", [frame], "imageio"),
+            ("film.gif", [], "needs a frame"),
+        ):
+            with pytest.raises(UserError, match=told):
+                save_animation(frames, tmp_path / name)
+        (tmp_path / "film.gif").write_bytes(b"mine")
+        with pytest.raises(CannotWrite):
+            save_animation([frame], tmp_path / "film.gif")
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
 from ldm_toolkit.models import identity
 from ldm_toolkit.storybook import __main__ as storybook
@@ -62,7 +63,14 @@ def test_blocks_were_found_and_all_are_of_a_kind_that_runs() -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("ldm-gen ")])
-def test_ldm_gen_commands(command: str, storybook_is_tiny: Callable[..., "Outcome"]) -> None:
+def test_ldm_gen_commands(
+    command: str, storybook_is_tiny: Callable[..., "Outcome"], workdir: Path
+) -> None:
+    # What the commands name as theirs to read.
+    first = ("a dog", "--steps", "2", "--seed", "1", "-o", "dog.png")
+    assert storybook_is_tiny(*first, model=None).code == 0
+    Image.new("L", (64, 64), 255).save(workdir / "mask.png")
+    (workdir / "prompts.txt").write_text("a dog\na cat\n")
     done = storybook_is_tiny(*shlex.split(command)[1:], model=None)
     assert done.code == 0, done.err
     assert done.out
