@@ -1,5 +1,7 @@
 """Latents: the seed rule, the first noise, the way from pictures and back."""
 
+import copy
+import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -20,6 +22,8 @@ __all__ = [
     "pixels_to_pil",
     "slerp",
 ]
+
+_log = logging.getLogger(__name__)
 
 
 def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
@@ -107,16 +111,27 @@ def slerp(start: torch.Tensor, end: torch.Tensor, weight: float) -> torch.Tensor
 def decode_latents(latents: torch.Tensor, components: Components) -> torch.Tensor:
     """Latents -> pixels from -1 to 1 and a little beyond: (B, C, h, w) -> (B, 3, H, W) float32.
 
-    One picture at a time: equal bits in every batch, and memory for one picture. Raises
-    NumericalError for NaN or infinity, which would make a black picture.
+    One picture at a time: equal bits in every batch, and memory for one picture. Where half
+    precision overflows, as the VAE of Stable Diffusion 2 does in float16, the picture is decoded
+    once more in float32. Raises NumericalError for NaN or infinity, which would be a black picture.
     """
     scaled = latents.to(components.device).float() / components.latent_scale
-    scaled = (scaled + components.latent_shift).to(components.dtype)
-    pixels = torch.cat([components.vae.decode(one[None]).sample.float() for one in scaled])
+    scaled = scaled + components.latent_shift
+    return torch.cat([_decode_one(one[None], components) for one in scaled])
+
+
+def _decode_one(scaled: torch.Tensor, components: Components) -> torch.Tensor:
+    """The VAE's answer to (1, C, h, w) float32, (1, 3, H, W) float32. Raises NumericalError."""
+    pixels = components.vae.decode(scaled.to(components.dtype)).sample.float()
+    if torch.isfinite(pixels).all():
+        return pixels
+    dtype = str(components.dtype).removeprefix("torch.")
+    if components.dtype != torch.float32 and torch.isfinite(scaled).all():
+        _log.warning("NaN or infinity in the VAE in %s; decoding in float32", dtype)
+        pixels = copy.deepcopy(components.vae).float().decode(scaled).sample
     if not torch.isfinite(pixels).all():
-        dtype = str(components.dtype).removeprefix("torch.")
         raise NumericalError(
-            f"the VAE's picture holds NaN or infinity in {dtype}; load the model with dtype float32"
+            f"the VAE's picture holds NaN or infinity in {dtype}; the model's weights are broken"
         )
     return pixels
 

@@ -485,6 +485,25 @@ class TestDtypes:
         with pytest.raises(LdmToolkitError, match="before its end"):
             _ = run.result
 
+    def test_a_vae_that_overflows_is_asked_again_in_float32(
+        self, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        wide = LatentPipeline(load_components(tiny_model, device="cpu", dtype="float32"))
+        half = LatentPipeline(load_components(tiny_model, device="cpu", dtype="bf16"))
+        latents = half.initial_noise(1, 64, 64)
+        decoder = type(half.components.vae.decoder)
+        forward = decoder.forward
+
+        def overflowing(self: Any, *arguments: Any, **named: Any) -> torch.Tensor:
+            made = forward(self, *arguments, **named)
+            return made * torch.inf if made.dtype == torch.bfloat16 else made
+
+        monkeypatch.setattr(decoder, "forward", overflowing)
+        found, expected = half.decode_latents(latents), wide.decode_latents(latents)
+        assert (found - expected).abs().max() < 0.05  # its weights were rounded to bfloat16
+        assert "decoding in float32" in caplog.text
+        assert half.components.dtype == torch.bfloat16
+
     def test_nan_of_the_vae_is_an_error(self, tiny_model: Path) -> None:
         pipe = LatentPipeline(load_components(tiny_model, device="cpu", dtype="float32"))
         with torch.no_grad():
