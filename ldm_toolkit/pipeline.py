@@ -39,7 +39,7 @@ class LatentPipeline(Parts):
         self.components = components
         self._defaults = components.defaults
         if scheduler is not None:
-            name = schedulers.resolve_name(scheduler)
+            name = schedulers.resolve_name(scheduler, classes=True)
             self._defaults = dataclasses.replace(self._defaults, scheduler=name)
 
     @classmethod
@@ -63,7 +63,8 @@ class LatentPipeline(Parts):
         ``models.load.load_components``'s. Raises ModelError and UserError.
         """
         if scheduler is not None:
-            scheduler = schedulers.resolve_name(scheduler)  # a typo is found before the loading
+            # A typo is found before the loading.
+            scheduler = schedulers.resolve_name(scheduler, classes=True)
         components = load_components(
             model,
             device=device,
@@ -261,7 +262,7 @@ class LatentPipeline(Parts):
     ) -> tuple[list[Recipe], Any]:
         """The complete recipe of every picture, and the scheduler that they name, steps set."""
         wanted = options.scheduler if options.scheduler is not None else self._defaults.scheduler
-        name = schedulers.resolve_name(wanted)
+        name = schedulers.resolve_name(wanted, classes=True)
         config = self.components.scheduler_config
         most = schedulers.max_steps(name, config)
         if options.steps > most:

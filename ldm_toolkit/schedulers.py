@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 ENTRY_POINTS = "ldm_toolkit.schedulers"
+_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 _log = logging.getLogger(__name__)
 
 
@@ -195,11 +196,15 @@ def _key(name: str) -> str:
     return re.sub(r"[\s_\-]+", "_", name.strip().lower())
 
 
-def resolve_name(name: str) -> str:
+def resolve_name(name: str, *, classes: bool = False) -> str:
     """The canonical name of a scheduler's name or alias, whatever its case.
 
-    The web UIs' names ("DPM++ 2M Karras", "Euler a") are understood. Raises UserError.
+    The web UIs' names ("DPM++ 2M Karras", "Euler a") are understood. With ``classes`` a
+    ``module:Class`` is a name too: only where a person typed it, never out of a file, because
+    importing a module runs it. Raises UserError.
     """
+    if classes and _CLASS.fullmatch(name):
+        return name
     key = _key(name)
     if key in _entries():
         return key
@@ -217,7 +222,7 @@ def create(name: str, scheduler_config: Mapping[str, Any]) -> Any:
 
     What the name fixes (the solver, the spacing) wins over the config. Raises UserError.
     """
-    entry = _entries()[resolve_name(name)]
+    entry = _entry(name)
     scheduler_class = _class_of(name)
     if (
         scheduler_config.get("prediction_type") == "sample"
@@ -235,17 +240,28 @@ def create(name: str, scheduler_config: Mapping[str, Any]) -> Any:
 
 def _class_of(name: str) -> Any:
     """The class behind a scheduler's name, imported now. Raises UserError."""
-    module, _, attribute = _entries()[resolve_name(name)].target.partition(":")
+    module, _, attribute = _entry(name).target.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"the scheduler {name} cannot be imported: {error}") from error
+    if not all(hasattr(found, needed) for needed in ("from_config", "set_timesteps", "step")):
+        raise UserError(f"the scheduler {name} is no scheduler class such as those of diffusers")
+    return found
+
+
+def _entry(name: str) -> _Entry:
+    """The table's row of a name, or one of its own for a ``module:Class``. Raises UserError."""
+    resolved = resolve_name(name, classes=True)
+    if _CLASS.fullmatch(resolved):
+        return _Entry(resolved, f"from {resolved.partition(':')[0]}")
+    return _entries()[resolved]
 
 
 def max_steps(name: str, scheduler_config: Mapping[str, Any]) -> int:
     """The most steps that a scheduler can do with a model's scheduler_config."""
     trained = int(scheduler_config.get("num_train_timesteps", 1000))
-    if resolve_name(name) in ("lcm", "tcd"):
+    if resolve_name(name, classes=True) in ("lcm", "tcd"):
         return min(trained, int(scheduler_config.get("original_inference_steps", 50)))
     # At as many steps as were trained diffusers' multistep solvers divide by zero.
     return max(1, trained - 1)
@@ -253,7 +269,7 @@ def max_steps(name: str, scheduler_config: Mapping[str, Any]) -> int:
 
 def takes_eta(name: str) -> bool:
     """Whether a scheduler's steps add a chosen share of noise (DDIM's eta). Raises UserError."""
-    known = _ENTRIES.get(resolve_name(name))
+    known = _ENTRIES.get(resolve_name(name, classes=True))
     if known is not None:  # answered without importing the class
         return known.eta
     return "eta" in inspect.signature(_class_of(name).step).parameters

@@ -207,3 +207,29 @@ def test_names_need_no_torch() -> None:
         "import ldm_toolkit.models.checks; s.describe(); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_class_that_a_person_names() -> None:
+    name = "diffusers:DDIMInverseScheduler"
+    assert schedulers.resolve_name(name, classes=True) == name
+    scheduler = schedulers.create(name, CONFIG)
+    assert type(scheduler).__name__ == "DDIMInverseScheduler"
+    assert scheduler.config.beta_end == CONFIG["beta_end"]
+    assert schedulers.max_steps(name, CONFIG) == 999
+    assert not schedulers.takes_eta("diffusers:EulerDiscreteScheduler")
+    with pytest.raises(UserError, match="no scheduler is called"):
+        schedulers.resolve_name(name)  # out of a file
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("os:system", "is no scheduler class"),
+        ("no_such_module:Class", "cannot be imported"),
+        ("diffusers:NoSuchClass", "cannot be imported"),
+        ("diffusers:AutoencoderKL", "is no scheduler class"),
+    ],
+)
+def test_a_class_that_is_no_scheduler(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        schedulers.create(name, CONFIG)

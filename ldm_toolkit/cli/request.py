@@ -372,7 +372,7 @@ def _given(arguments: argparse.Namespace, problems: _Problems) -> dict[str, Any]
             given |= {"width": side, "height": side}
     if arguments.scheduler is not None:
         with problems.collected():
-            given["scheduler"] = schedulers.resolve_name(arguments.scheduler)
+            given["scheduler"] = schedulers.resolve_name(arguments.scheduler, classes=True)
             if given.get("eta") and not schedulers.takes_eta(given["scheduler"]):
                 raise UserError(f"--eta: {given['scheduler']} knows no eta; ddim and tcd do")
     return given
