@@ -204,6 +204,7 @@ def resolve_name(name: str, *, classes: bool = False) -> str:
     importing a module runs it. Raises UserError.
     """
     if classes and _CLASS.fullmatch(name):
+        _import(name)
         return name
     key = _key(name)
     if key in _entries():
@@ -240,13 +241,18 @@ def create(name: str, scheduler_config: Mapping[str, Any]) -> Any:
 
 def _class_of(name: str) -> Any:
     """The class behind a scheduler's name, imported now. Raises UserError."""
-    module, _, attribute = _entry(name).target.partition(":")
+    return _import(_entry(name).target)
+
+
+def _import(target: str) -> Any:
+    """The class of ``module:Class``. Raises UserError."""
+    module, _, attribute = target.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"the scheduler {name} cannot be imported: {error}") from error
+        raise UserError(f"the scheduler {target} cannot be imported: {error}") from error
     if not all(hasattr(found, needed) for needed in ("from_config", "set_timesteps", "step")):
-        raise UserError(f"the scheduler {name} is no scheduler class such as those of diffusers")
+        raise UserError(f"the scheduler {target} is no scheduler class such as those of diffusers")
     return found
 
 
