@@ -1,6 +1,7 @@
 """What the machine computes well: device, dtype, memory format. Changes modules, never the loop."""
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -8,13 +9,17 @@ import torch
 from ldm_toolkit.errors import UserError, suggestion
 
 __all__ = [
+    "ATTENTION",
     "DTYPES",
     "choose_device",
     "choose_dtype",
     "cpu_capability",
     "lay_out",
     "native_bf16",
+    "set_attention",
 ]
+
+ATTENTION = ("sdpa", "sliced", "xformers")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
@@ -103,3 +108,29 @@ def lay_out(networks: Iterable[Any], dtype: torch.dtype) -> str:
     for network in networks:
         network.to(memory_format=torch.channels_last)
     return "channels_last"
+
+
+def set_attention(networks: Iterable[Any], name: str = "auto") -> str:
+    """Choose how attention is computed; returns the name, which a recipe holds.
+
+    "sdpa" is torch's own and the default, "sliced" computes a part of the heads at a time for small
+    memory, "xformers" needs that package and a GPU. Raises UserError.
+    """
+    chosen = "sdpa" if name == "auto" else name
+    known = [one for one in ATTENTION if one != "xformers" or find_spec("xformers") is not None]
+    if chosen not in known:
+        reason = "is not installed" if chosen in ATTENTION else "is no way to compute attention"
+        raise UserError(
+            f"{chosen!r:.80} {reason}; available: {', '.join(['auto', *known])}"
+            f"{suggestion(chosen, known)}"
+        )
+    for network in networks:
+        if chosen == "sliced" and hasattr(network, "set_attention_slice"):
+            network.set_attention_slice("auto")
+        if chosen == "xformers":
+            try:
+                network.enable_xformers_memory_efficient_attention()
+            except (ValueError, NotImplementedError, RuntimeError, ImportError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"xformers cannot compute attention here: {reason:.200}") from error
+    return chosen

@@ -56,6 +56,7 @@ class LatentPipeline(Parts):
         variant: str | None = None,
         offline: bool | None = None,
         allow_pickle: bool = False,
+        attention: str = "auto",
     ) -> "LatentPipeline":
         """Load a bundled name, a hub id, a folder in the diffusers layout or a checkpoint file.
 
@@ -75,6 +76,7 @@ class LatentPipeline(Parts):
             variant=variant,
             offline=offline,
             allow_pickle=allow_pickle,
+            attention=attention,
         )
         return cls(components, scheduler=scheduler)
 
@@ -302,7 +304,7 @@ class LatentPipeline(Parts):
             threads=torch.get_num_threads(),
             memory_format=components.memory_format,
             batch_size=batch_size,
-            attention="sdpa",
+            attention=components.attention,
             loras=[dataclasses.asdict(lora) for lora in components.loras],
             embeddings=[dataclasses.asdict(embedding) for embedding in components.embeddings],
             versions=dict(_versions()),

@@ -100,6 +100,7 @@ def test_help_teaches_every_option(ldm_gen: Command) -> None:
         "--model",
         "--device",
         "--dtype",
+        "--attention",
         "--threads",
         "--format",
         "--image",
@@ -135,6 +136,10 @@ def test_lists(ldm_gen: Command) -> None:
     models = ldm_gen("--list-models", model=None)
     assert models.code == 0
     assert re.fullmatch(r"([\w-]+\n)+|\n", models.out)
+
+
+def test_attention_names_are_those_of_the_hardware_module() -> None:
+    assert ("auto", *hardware.ATTENTION) == options.ATTENTION
 
 
 def test_dtypes_are_those_of_the_hardware_module() -> None:

@@ -1,5 +1,6 @@
 """Device and dtype by name and by machine."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from ldm_toolkit import hardware
 from ldm_toolkit.errors import UserError
+from ldm_toolkit.pipeline import LatentPipeline
 
 CPU = torch.device("cpu")
 
@@ -76,3 +78,27 @@ def test_memory_format() -> None:
     assert hardware.lay_out([convolution], torch.float32) == "contiguous"
     assert hardware.lay_out([convolution], torch.bfloat16) == "channels_last"
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class TestAttention:
+    def test_sliced_computes_the_same(self, tiny_model: Path) -> None:
+        made = {}
+        for name in ("auto", "sdpa", "sliced"):
+            pipe = LatentPipeline.from_pretrained(
+                tiny_model, device="cpu", dtype="float32", attention=name
+            )
+            result = pipe("a dog", steps=2, seed=1)
+            assert result.recipes[0].attention == ("sdpa" if name == "auto" else name)
+            kinds = {type(one).__name__ for one in pipe.components.unet.attn_processors.values()}
+            assert kinds == {"SlicedAttnProcessor" if name == "sliced" else "AttnProcessor2_0"}
+            made[name] = result.latents
+        assert torch.equal(made["auto"], made["sdpa"])
+        assert (made["sliced"] - made["sdpa"]).abs().max() < 1e-4
+
+    @pytest.mark.parametrize("name", ["xformers", "flash", "", "SDPA"])
+    def test_what_is_not_there_lists_what_is(
+        self, name: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(hardware, "find_spec", lambda _: None)
+        with pytest.raises(UserError, match="available: auto, sdpa, sliced"):
+            LatentPipeline.from_pretrained(tiny_model, device="cpu", attention=name)

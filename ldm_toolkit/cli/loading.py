@@ -37,6 +37,7 @@ def load_pipeline(
         variant=choice.variant,
         offline=choice.offline or None,
         allow_pickle=choice.allow_pickle,
+        attention=choice.attention,
     )
     for path, scale in choice.loras:
         pipe.load_lora(path, scale)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm_toolkit import schedulers
-from ldm_toolkit.cli.options import DTYPES
+from ldm_toolkit.cli.options import ATTENTION, DTYPES
 from ldm_toolkit.errors import ModelError, UserError, suggestion
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.models import identity
@@ -38,6 +38,7 @@ class ModelChoice:
     variant: str | None
     offline: bool
     allow_pickle: bool
+    attention: str
     loras: tuple[tuple[Path, float], ...]
     embeddings: tuple[tuple[Path, str | None], ...]
 
@@ -56,6 +57,11 @@ def choose_model(
     """
     problems: list[str] = []
     _check_device(arguments.device, arguments.dtype, problems)
+    if arguments.attention not in ATTENTION:
+        hint = suggestion(arguments.attention, ATTENTION)
+        problems.append(
+            f"--attention: {arguments.attention!r} is none of {', '.join(ATTENTION)}{hint}"
+        )
     loras = tuple(_lora(text, problems) for text in arguments.lora or ())
     embeddings = tuple(_embedding(text, problems) for text in arguments.embedding or ())
     model = arguments.model
@@ -80,6 +86,7 @@ def choose_model(
         variant=arguments.variant,
         offline=arguments.offline,
         allow_pickle=arguments.allow_pickle,
+        attention=arguments.attention,
         loras=loras,
         embeddings=embeddings,
     )

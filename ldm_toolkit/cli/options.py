@@ -19,7 +19,7 @@ from ldm_toolkit.models import identity
 from ldm_toolkit.promptfile import kind_of
 from ldm_toolkit.recipe import GenerateOptions
 
-__all__ = ["DTYPES", "FORMATS", "build_parser", "flag", "parse"]
+__all__ = ["ATTENTION", "DTYPES", "FORMATS", "build_parser", "flag", "parse"]
 
 _EXAMPLES = """\
 examples:
@@ -41,6 +41,7 @@ exit codes: 0 done, 1 failed or a --replay that is not identical, 2 wrong use or
 # Flags whose name is not the field's own.
 _FLAGS = {"negative_prompt": "--negative"}
 
+ATTENTION = ("auto", "sdpa", "sliced", "xformers")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FORMATS = tuple(dict.fromkeys(PICTURE_SUFFIXES.values()))
 
@@ -207,6 +208,12 @@ def _add_machine_options(group: argparse._ArgumentGroup) -> None:
         default="auto",
         metavar="DTYPE",
         help=f"{', '.join(DTYPES)} (default: auto, what the hardware computes fast)",
+    )
+    group.add_argument(
+        "--attention",
+        default="auto",
+        metavar="NAME",
+        help=f"{', '.join(ATTENTION)} (default: auto, which is sdpa; sliced needs less memory)",
     )
     group.add_argument("--threads", metavar="N", help="processor threads (default: torch's choice)")
 

@@ -31,6 +31,7 @@ class Components:
     identity: ModelIdentity
     defaults: ModelDefaults
     memory_format: str = field(default="contiguous")
+    attention: str = field(default="sdpa")
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     loras: tuple[LoraIdentity, ...] = ()
     embeddings: tuple[EmbeddingIdentity, ...] = ()

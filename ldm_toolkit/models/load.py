@@ -14,7 +14,7 @@ import torch
 from ldm_toolkit import schedulers
 from ldm_toolkit.errors import ModelError, UserError
 from ldm_toolkit.files import sha256_file
-from ldm_toolkit.hardware import choose_device, choose_dtype, lay_out
+from ldm_toolkit.hardware import choose_device, choose_dtype, lay_out, set_attention
 from ldm_toolkit.models.checks import PICKLES, check_model_folder, check_tokenizer, check_vae_folder
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.configs import check_configs, image_size
@@ -61,12 +61,14 @@ def load_components(
     variant: str | None = None,
     offline: bool | None = None,
     allow_pickle: bool = False,
+    attention: str = "auto",
 ) -> Components:
     """Load a bundled model, a hub id, a folder in the diffusers layout or a single checkpoint file.
 
     ``vae`` and ``tokenizer`` are folders in place of the model's own. ``revision`` and ``offline``
     are for hub ids, ``variant`` ("fp16") for those and for folders. ``allow_pickle`` reads ``.bin``
-    and ``.ckpt`` with torch's weights-only loader. Everything is checked before a loader sees it.
+    and ``.ckpt`` with torch's weights-only loader. ``attention`` is one of ``hardware.ATTENTION``.
+    Everything is checked before a loader sees it.
     Raises ModelError and UserError.
     """
     target = choose_device(device)
@@ -87,7 +89,7 @@ def load_components(
             opened = dataclasses.replace(opened, name=str(model), revision=fetched.commit)
         else:
             opened = _open_folder(find_model(model), **places, **reading)
-    return _load(opened, target, computing)
+    return _load(opened, target, computing, attention)
 
 
 def _on_hub(model: str | Path) -> bool:
@@ -188,7 +190,9 @@ def _file_tokenizer(tokenizer: Path | None, kind: str) -> Callable[[], Any]:
     return lambda: published_tokenizer(published, padding)
 
 
-def _load(opened: _Opened, target: torch.device, computing: torch.dtype) -> Components:
+def _load(
+    opened: _Opened, target: torch.device, computing: torch.dtype, attention: str
+) -> Components:
     """Build the networks of a checked model. Raises ModelError."""
     with ThreadPoolExecutor(1) as pool:  # hashing releases the GIL: it costs no time of its own
         digest = pool.submit(opened.sha256)
@@ -200,6 +204,7 @@ def _load(opened: _Opened, target: torch.device, computing: torch.dtype) -> Comp
         for network in networks.values():
             network.to(target)
         memory_format = lay_out([networks["unet"], networks["vae"]], computing)
+        attention = set_attention([networks["unet"], networks["vae"]], attention)
         sha256 = digest.result()
     vocabulary = networks["text_encoder"].config.vocab_size
     if len(tokenizer) > vocabulary:
@@ -220,6 +225,7 @@ def _load(opened: _Opened, target: torch.device, computing: torch.dtype) -> Comp
         identity=ModelIdentity(opened.name, opened.revision, sha256),
         defaults=_defaults(opened, configs, opened.name),
         memory_format=memory_format,
+        attention=attention,
         files=opened.files,
     )
 

@@ -107,6 +107,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["x", "--device", "cuda:x"], "--device"),
     (["x", "--dtype", "float31"], "did you mean 'float32'?"),
     (["x", "--dtype", "int8"], "--dtype"),
+    (["x", "--attention", "sdpaa"], "did you mean 'sdpa'?"),
     (["x", "--threads", "0"], "--threads: 0 is too small"),
     (["x", "--threads", "all"], "--threads"),
     (["x", "--save-intermediates", "0"], "--save-intermediates"),
