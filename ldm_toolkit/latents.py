@@ -139,7 +139,8 @@ def _decode_one(scaled: torch.Tensor, components: Components) -> torch.Tensor:
 def pil_to_pixels(image: Image.Image) -> torch.Tensor:
     """A picture as RGB pixels from -1 to 1, (3, H, W) float32."""
     levels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    return torch.from_numpy(levels / 127.5 - 1).permute(2, 0, 1).contiguous()
+    pixels = levels / 255 * 2 - 1  # in this order: the same last bits as diffusers' processor
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def pixels_to_pil(pixels: torch.Tensor) -> list[Image.Image]:

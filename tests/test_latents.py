@@ -55,7 +55,9 @@ def test_levels_round_like_diffusers() -> None:
 class TestPictures:
     def test_mean_is_scaled(self, pipe: LatentPipeline) -> None:
         image = Image.new("RGB", (64, 64), "red")
-        pixels = torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(np.asarray(image, np.float32) / 255 * 2 - 1).permute(2, 0, 1)[
+            None
+        ]
         with torch.no_grad():
             mean = pipe.components.vae.encode(pixels).latent_dist.mean
         assert torch.allclose(pipe.pil_to_latents(image), mean * 0.18215)

@@ -146,22 +146,9 @@ def check(arguments: argparse.Namespace) -> Request | JobRequest:
     count = problems.number("-n", arguments.count, int, least=1) or 1
     threads = problems.number("--threads", arguments.threads, int, least=1)
     every = problems.number("--save-intermediates", arguments.every, int, least=1)
-    original: Original | None = None
-    options: GenerateOptions | None = None
     image = problems.picture("--image", arguments.image)
     mask = problems.picture("--mask", arguments.mask)
-    if arguments.replay is None:
-        options = _options(arguments, problems)
-        if arguments.image is None:
-            for name in ("mask", "strength"):
-                if getattr(arguments, name) is not None:
-                    problems.errors.append(UserError(f"--{name} needs --image"))
-    else:
-        with problems.collected():
-            _check_replay_alone(arguments)
-        with problems.collected():
-            original, options = _replayed(arguments.replay)
-            _check_inputs(original, {"image": image, "mask": mask})
+    original, options = _asked(arguments, problems, {"image": image, "mask": mask})
     if arguments.batch_size is not None:
         problems.errors.append(UserError("--batch-size is for --prompts"))
     if options is not None and options.seed is None:
@@ -196,6 +183,25 @@ def check(arguments: argparse.Namespace) -> Request | JobRequest:
         mask=mask,
         original=original,
     )
+
+
+def _asked(
+    arguments: argparse.Namespace, problems: _Problems, inputs: "dict[str, Image.Image | None]"
+) -> "tuple[Original | None, GenerateOptions | None]":
+    """What is to be drawn: from the command line, or from the picture of a replay."""
+    if arguments.replay is None:
+        if arguments.image is None:
+            for name in ("mask", "strength"):
+                if getattr(arguments, name) is not None:
+                    problems.errors.append(UserError(f"--{name} needs --image"))
+        return None, _options(arguments, problems)
+    with problems.collected():
+        _check_replay_alone(arguments)
+    with problems.collected():
+        original, options = _replayed(arguments.replay)
+        _check_inputs(original, inputs)
+        return original, options
+    return None, None
 
 
 def _check_job(arguments: argparse.Namespace, problems: _Problems) -> JobRequest:
