@@ -1,6 +1,6 @@
 """The ten prompts at seeds 0, 1, 2: thirty pictures, their recipes inside, and a sheet of them all.
 
-python examples/storybook/sheet.py --model storybook --out assets/first-edition
+python examples/storybook/sheet.py --model storybook --out assets/thirty
 """
 
 import argparse
@@ -26,9 +26,9 @@ if __name__ == "__main__":
     for row, prompt in enumerate(PROMPTS.read_text().splitlines()):
         for seed in range(options.seeds):
             made = pipe(prompt, seed=seed, steps=options.steps, guidance=options.guidance)
-            path = options.out / f"{row:02d}-{seed}.png"
+            path = options.out / f"{row:02d}-{seed}.jpg"
             save_image(made.images[0], path, made.recipes[0], overwrite=True)
             print(path, flush=True)
             thumbnails.append(made.images[0].resize((192, 192)))
             labels.append(f"{prompt}, {seed}")
-    save_image(contact_sheet(thumbnails, labels), options.out / "sheet.png", None, overwrite=True)
+    save_image(contact_sheet(thumbnails, labels), options.out / "sheet.jpg", None, overwrite=True)
