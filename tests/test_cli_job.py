@@ -1,11 +1,8 @@
 """``ldm-gen --prompts`` and the options that say what is done rather than how it looks."""
 
 import json
-import random
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,44 +92,6 @@ class TestJob:
 
 
 JOB = "from ldm_toolkit.cli.generate import main; import sys; sys.exit(main(sys.argv[1:]))"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_killed_at_any_moment_it_ends_with_the_same_folder(
-    number: signal.Signals, tiny_model: Path, prompts: Path, tmp_path: Path
-) -> None:
-    """Twenty kills a signal at seeded moments; a run that nobody stopped ends each job."""
-    lines = [f"{prompt} {n}" for n in range(4) for prompt in PROMPTS]
-    prompts.write_text("\n".join(lines))
-    words = [sys.executable, "-c", JOB, "--prompts", str(prompts), "--seed", "1", "--steps", "4"]
-    words += ["--model", str(tiny_model), "--batch-size", "2", "--threads", "1", "--quiet"]
-
-    def start(folder: str) -> subprocess.Popen[bytes]:
-        command = [*words, "-o", str(tmp_path / folder) + "/"]
-        return subprocess.Popen(
-            command, env=here(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-
-    began = time.monotonic()
-    assert start("whole").wait() == 0
-    length = time.monotonic() - began
-    expected = contents(tmp_path / "whole")
-    draw = random.Random(int(number))
-    kills = 0
-    while kills < 20:
-        folder = f"job-{kills}"
-        process = start(folder)
-        time.sleep(draw.uniform(0.3, 1.0) * length)
-        if process.poll() is None:
-            process.send_signal(number)
-            kills += 1
-        process.wait()
-        assert b"Traceback" not in (process.stderr.read() if process.stderr else b"")
-        for path in (tmp_path / folder).glob("*.png"):
-            assert read_recipe(path).pixels_sha256 == pixels_sha256(open_image(path))
-        assert start(folder).wait() == 0
-        assert contents(tmp_path / folder) == expected
 
 
 @pytest.mark.slow

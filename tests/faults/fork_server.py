@@ -17,6 +17,7 @@ import torch
 from ldm_toolkit.cli.generate import main
 
 PRELOADED = (
+    "ldm_toolkit.jobs",
     "ldm_toolkit.pipeline",
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d_condition",

@@ -409,6 +409,8 @@ def check_whole(folder: Path, *, temporary: bool) -> None:
         if hidden:
             assert temporary, path
         elif path.is_file():
+            if path.suffix == ".jsonl":
+                continue
             open_image(path)
             if path.parent == folder:
                 assert read_recipe(path).pixels_sha256 == pixels_sha256(open_image(path))
