@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "contained_path",
     "fsync_directory",
+    "remove_leftovers",
     "sha256_bytes",
     "sha256_file",
     "staged_directory",
@@ -24,6 +26,7 @@ __all__ = [
 PICTURE_SUFFIXES = {".png": "png", ".webp": "webp", ".jpg": "jpg", ".jpeg": "jpg"}
 """Suffixes of picture files, and the format that each means."""
 
+_LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.tmp")
 # FAT and some network file systems
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -55,6 +58,13 @@ def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = True) -> No
         ) from error
     except OSError as error:
         raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what a killed `write_atomic` left in a folder in which nobody else is writing."""
+    for path in Path(folder).glob(".*.tmp"):
+        if _LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _rename_exclusively(beside: Path, path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_toolkit.errors import CannotWrite, InputError, LdmToolkitError, NumericalError, UserError
-from ldm_toolkit.files import fsync_directory, write_atomic
+from ldm_toolkit.files import fsync_directory, remove_leftovers, write_atomic
 from ldm_toolkit.images import open_image, pixels_sha256, read_recipe, save_image
 from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.promptfile import Row
@@ -161,6 +161,8 @@ def run_job(pipe: LatentPipeline, job: Job, *, rank: int = 0, world: int = 1) ->
     """
     own = job.folder / (MANIFEST if world == 1 else f"manifest-{rank}-of-{world}.jsonl")
     _repair(own)
+    if world == 1:  # other processes of the job may be in the middle of a file
+        remove_leftovers(job.folder)
     listed = _listed(own)
     for group in _groups(pipe, job)[rank::world]:
         missing = []

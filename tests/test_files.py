@@ -130,3 +130,25 @@ def test_hashes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert files.sha256_file(tmp_path / "a") == files.sha256_bytes(b"abc") == known
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    ours = [f".{'0123456789abcdef'}.tmp", f".{'a' * 16}.tmp"]
+    others = [".hidden.tmp", "a.tmp", f".{'a' * 16}.png", f".{'A' * 16}.tmp", "dog.png"]
+    for name in ours + others:
+        (tmp_path / name).write_bytes(b"x")
+    files.remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+def test_leftovers_have_the_names_that_writing_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # as after a SIGKILL
+    with pytest.raises(KeyboardInterrupt):
+        files.write_atomic(tmp_path / "dog.png", b"x")
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 1
+    files.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
