@@ -87,6 +87,8 @@ def staged_directory(final: str | Path) -> Iterator[Path]:
     """
     final = Path(final)
     staging = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+    if final.exists() and not final.is_dir():
+        raise CannotWrite(f"cannot write {final}: a file is in the way of the folder")
     try:
         staging.mkdir(parents=True)
         yield staging

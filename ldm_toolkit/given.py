@@ -11,7 +11,7 @@ from ldm_toolkit import latents as latents_
 from ldm_toolkit import starts
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.files import sha256_bytes
-from ldm_toolkit.images import pixels_sha256
+from ldm_toolkit.images import pixels_sha256, to_rgb
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.recipe import Inputs, Recipe
 
@@ -26,12 +26,26 @@ class Given:
     mask: Image.Image | None = None
     latents: torch.Tensor | None = None
 
+    @classmethod
+    def of(
+        cls, image: Image.Image | None, mask: Image.Image | None, latents: torch.Tensor | None
+    ) -> "Given":
+        """Checked for what they are, pictures as RGB. Raises UserError."""
+        pictures: dict[str, Any] = {"image": image, "mask": mask}
+        for name, picture in pictures.items():
+            if picture is None:
+                continue
+            if not isinstance(picture, Image.Image):
+                kind = type(picture).__name__
+                raise UserError(f"{name} must be a PIL picture, not {kind}; see images.open_image")
+            try:
+                pictures[name] = to_rgb(picture)
+            except (OSError, ValueError) as error:  # closed, or cut short
+                raise UserError(f"{name} cannot be read: {error}") from error
+        return cls(**pictures, latents=latents)
+
     def inputs(self, components: Components, count: int) -> Inputs:
         """Hashes and size, for the recipe. Raises UserError for what does not fit the model."""
-        for name, picture in (("image", self.image), ("mask", self.mask)):
-            if picture is not None and not isinstance(picture, Image.Image):
-                kind = type(picture).__name__
-                raise UserError(f"{name} must be a PIL picture, not {kind}; images.open_image")
         if components.inpainting and (self.image is None or self.mask is None):
             raise UserError("an inpainting model needs an image and a mask")
         size = self.image.size if self.image is not None else None
@@ -50,7 +64,7 @@ class Given:
         if self.image is not None:
             raise UserError("latents and image exclude each other: both say where the run starts")
         shape = tuple(latents.shape) if isinstance(latents, torch.Tensor) else ()
-        if len(shape) != 4 or shape[:2] != (count, channels):
+        if len(shape) != 4 or shape[:2] != (count, channels) or not latents.is_floating_point():
             what = shape or type(latents).__name__
             raise UserError(f"latents must be a tensor ({count}, {channels}, h, w), not {what}")
         if not torch.isfinite(latents).all():

@@ -36,6 +36,7 @@ __all__ = [
     "read_recipe",
     "save_animation",
     "save_image",
+    "to_rgb",
 ]
 
 MAX_PIXELS = 64_000_000
@@ -53,7 +54,16 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 _MAX_SIDES = {"png": 2**31 - 1, "webp": 16_383, "jpg": 65_500}
 
 # What Pillow's readers raise on damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, struct.error)
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -222,15 +232,19 @@ def open_image(path: str | Path) -> Image.Image:
     """
     with _opened(path) as image:
         image.load()
-        # exif_transpose keeps 16-bit modes; convert() would clip them to white.
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "I" or upright.mode.startswith("I;16"):
-            upright = upright.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-        if upright.has_transparency_data:
-            layer = upright.convert("RGBA")
-            upright = Image.new("RGBA", layer.size, "white")
-            upright.alpha_composite(layer)
-        result = upright.convert("RGB")
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB: alpha laid over white, 16 bits brought to 8, no metadata."""
+    # convert() would clip 16-bit modes to white.
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
+    result = image.convert("RGB")
     result.info = {}
     return result
 

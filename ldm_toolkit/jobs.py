@@ -10,13 +10,18 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ldm_toolkit.errors import CannotWrite, InputError, LdmToolkitError, NumericalError, UserError
-from ldm_toolkit.files import fsync_directory, remove_leftovers, write_atomic
+from ldm_toolkit.files import (
+    PICTURE_SUFFIXES,
+    fsync_directory,
+    remove_leftovers,
+    write_atomic,
+)
 from ldm_toolkit.images import open_image, pixels_sha256, read_recipe, save_image
 from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.promptfile import Row
@@ -63,18 +68,20 @@ def open_job(
     drawn: int,
     batch_size: int = 1,
     format: str = "png",
+    setting: Mapping[str, Any] | None = None,
 ) -> Job:
     """A new job in ``folder``, or the one that is there, to carry on.
 
     Row i without a seed gets ``seed`` + i; where no seed was asked for, a new job takes ``drawn``
-    and an old one goes on with its own. Raises UserError saying what differs from the job that is
+    and an old one goes on with its own. ``setting`` is what else decides the pictures: dtype,
+    LoRAs and so on, as plain data. Raises UserError saying what differs from the job that is
     there, CannotWrite.
     """
     header: dict[str, Any] = {
         "job": 1,
         "seed": seed,
         "rows": len(rows),
-        "sha256": _digest(rows),
+        "sha256": _digest(rows, setting or {}),
         "batch_size": batch_size,
         "format": format,
     }
@@ -88,6 +95,9 @@ def open_job(
         header["seed"] = before.get("seed")
     elif seed is None:
         header["seed"] = drawn
+    if before is not None and before != header and not _has_pictures(folder):
+        manifest.unlink(missing_ok=True)  # nothing came of that job
+        before = None
     if before is not None and before != header:
         differs = [key for key in header if before.get(key) != header[key]]
         told = {"sha256": "prompt file or options", "rows": "number of rows", "seed": "seed"}
@@ -95,10 +105,15 @@ def open_job(
         raise UserError(
             f"{folder} holds another job: {names} differ; take an empty folder or the same command"
         )
+    settled = [_with_seed(row, int(header["seed"]) + index) for index, row in enumerate(rows)]
     if before is None:
         _start_manifest(manifest, header)
-    settled = [_with_seed(row, int(header["seed"]) + index) for index, row in enumerate(rows)]
     return Job(settled, folder, header, batch_size, format)
+
+
+def _has_pictures(folder: Path) -> bool:
+    """Whether a job has come to a picture."""
+    return any(path.suffix in PICTURE_SUFFIXES for path in folder.iterdir())
 
 
 def _with_seed(row: Row, seed: int) -> Row:
@@ -109,9 +124,9 @@ def _with_seed(row: Row, seed: int) -> Row:
     return dataclasses.replace(row, options=dataclasses.replace(row.options, seed=seed))
 
 
-def _digest(rows: Sequence[Row]) -> str:
-    """SHA-256 of what the rows ask for; inputs by their pixels, not by their paths."""
-    total = hashlib.sha256()
+def _digest(rows: Sequence[Row], setting: Mapping[str, Any]) -> str:
+    """SHA-256 of what is asked for; inputs by their pixels, not by their paths."""
+    total = hashlib.sha256(json.dumps(setting, sort_keys=True).encode() + b"\n")
     for row in rows:
         asked = dataclasses.asdict(row.options)
         asked |= {"image": row.image_sha256, "mask": row.mask_sha256}
@@ -227,8 +242,8 @@ def _complete(pipe: LatentPipeline, job: Job, index: int) -> Recipe | None:
     if not path.exists():
         return None
     try:
-        recipe = read_recipe(path)
-        whole = job.format == "jpg" or pixels_sha256(open_image(path)) == recipe.pixels_sha256
+        recipe, image = read_recipe(path), open_image(path)
+        whole = job.format == "jpg" or pixels_sha256(image) == recipe.pixels_sha256
     except UserError:
         return None
     fits = (recipe.prompt, recipe.seed, recipe.batch_size) == (
@@ -246,7 +261,7 @@ def _repair(manifest: Path) -> None:
     if manifest.exists():
         data = manifest.read_bytes()
         end = data.rfind(b"\n") + 1
-        if end < len(data):
+        if 0 < end < len(data):
             os.truncate(manifest, end)
 
 
@@ -255,9 +270,12 @@ def _listed(manifest: Path) -> dict[int, bytes]:
     lines = {}
     if manifest.exists():
         for line in manifest.read_bytes().splitlines(keepends=True):
-            value = json.loads(line)
-            if "index" in value:
-                lines[int(value["index"])] = line
+            try:
+                index = json.loads(line)["index"]
+            except (ValueError, KeyError, TypeError):  # the first line, or damage
+                continue
+            if type(index) is int and line.endswith(b"\n"):
+                lines[index] = line
     return lines
 
 

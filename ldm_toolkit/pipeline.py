@@ -199,7 +199,7 @@ class LatentPipeline(Parts):
             eta=eta,
             strength=strength,
         )
-        given = Given(image, mask, latents)
+        given = Given.of(image, mask, latents)
         recipes, solver = self._recipes(texts, seeds, options, given, batch_size)
         return self._run(recipes, solver, given)
 
@@ -217,6 +217,8 @@ class LatentPipeline(Parts):
         film of the frames. Raises UserError.
         """
         texts = prompt_list(prompts, 1)
+        if not isinstance(seeds, int | list | tuple):
+            raise UserError(f"seeds must be a whole number or a list of them, not {seeds!r:.80}")
         numbers = [seeds] if isinstance(seeds, int) else list(seeds)
         points = max(len(texts), len(numbers))
         if points < 2 or not {len(texts), len(numbers)} <= {1, points}:

@@ -99,6 +99,8 @@ def _records(path: str | Path, problems: list[str]) -> Records:
 def _lines(path: str | Path, name: str, problems: list[str]) -> list[tuple[int, str]]:
     """Numbered lines without their ends. Raises InputError for a file that is no UTF-8 text."""
     try:
+        if str(path) == "-" and sys.stdin is None:
+            raise InputError("standard input is closed; there are no prompts in it")
         data = sys.stdin.buffer.read(_MAX_BYTES + 1) if str(path) == "-" else _read(Path(path))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -134,7 +136,7 @@ def _jsonl(lines: list[tuple[int, str]], name: str, problems: list[str]) -> Reco
         if not text:
             continue
         try:
-            values = json.loads(text)
+            values = json.loads(text, object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError) as error:
             problems.append(f"{where}: not JSON: {error}")
             continue
@@ -142,6 +144,12 @@ def _jsonl(lines: list[tuple[int, str]], name: str, problems: list[str]) -> Reco
             problems.append(f"{where}: expected an object, found {type(values).__name__}")
             continue
         yield where, {key: value for key, value in values.items() if value is not None}
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return dict(pairs)
 
 
 def _csv(lines: list[tuple[int, str]], name: str, problems: list[str]) -> Records:
@@ -157,6 +165,8 @@ def _csv(lines: list[tuple[int, str]], name: str, problems: list[str]) -> Record
                 header = [cell.strip() for cell in cells]
                 if "prompt" not in [_ALIASES.get(cell, cell) for cell in header]:
                     raise InputError(f"{where}: the first line must name the columns, with prompt")
+                if len(set(header)) != len(header):
+                    raise InputError(f"{where}: a column occurs twice")
             elif len(cells) != len(header):
                 problems.append(f"{where}: {len(cells)} cells under {len(header)} columns")
             else:

@@ -6,6 +6,7 @@ resolved into a frozen ``Recipe``; only recipes run. Level 1: no torch.
 
 import dataclasses
 import json
+import math
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ MAX_SIDE = 8192
 MAX_STEPS = 1000
 MAX_LAYERS = 64
 _MAX_JSON = 1 << 20
+_MAX_DEPTH = 16
 
 
 def _help(text: str, default: Any = dataclasses.MISSING) -> Any:
@@ -66,6 +68,8 @@ class GenerateOptions:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.guidance_interval, list):
+            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         problems = text_problem("prompt", self.prompt)
         problems += text_problem("negative_prompt", self.negative_prompt)
         problems += range_problem("steps", self.steps, 1, MAX_STEPS)
@@ -186,7 +190,7 @@ class Recipe:
         if len(text) > _MAX_JSON:
             raise UserError(f"the recipe has {len(text)} characters; at most {_MAX_JSON} are read")
         try:
-            data = json.loads(text, parse_constant=_refuse_constant)
+            data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise UserError(f"the recipe is not JSON: {error}") from error
         if not isinstance(data, dict):
@@ -196,6 +200,8 @@ class Recipe:
                 f"the recipe has schema {data.get('schema')!r:.80}, this version reads 1; "
                 "a newer ldm_toolkit may read it"
             )
+        if _is_deep(data):
+            raise UserError(f"the recipe is nested more than {_MAX_DEPTH} deep")
         fields = {item.name: item for item in dataclasses.fields(cls)}
         for key in data:
             if key not in fields:
@@ -231,6 +237,11 @@ def resolve(
     fitting = [max(1, side // defaults.multiple) * defaults.multiple for side in own]
     width = options.width if options.width is not None else fitting[0]
     height = options.height if options.height is not None else fitting[1]
+    if inputs.size is not None and max(width, height) > MAX_SIDE:
+        raise UserError(
+            f"an image of {inputs.size[0]}x{inputs.size[1]} is too large; say what to make of it "
+            f"with width and height, {MAX_SIDE} at most"
+        )
     problems = [
         *_size_problem("width", width, defaults.multiple),
         *_size_problem("height", height, defaults.multiple),
@@ -345,6 +356,20 @@ def _recipe_problems(recipe: Recipe) -> list[str]:
         if value is not None and not is_hash:
             problems.append(f"{name} must be 64 hex digits or null")
     return problems
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.40} is too large")
+    return value
+
+
+def _is_deep(data: object, level: int = 0) -> bool:
+    if level > _MAX_DEPTH:
+        return True
+    inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return any(_is_deep(one, level + 1) for one in inner)
 
 
 def _refuse_constant(name: str) -> None:

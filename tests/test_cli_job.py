@@ -91,6 +91,76 @@ class TestJob:
         assert before.items() <= contents(workdir / "out").items()
 
 
+class TestJobsThatDiffer:
+    def test_another_dtype_is_another_job(
+        self, ldm_gen: Command, prompts: Path, workdir: Path
+    ) -> None:
+        words = ("--prompts", prompts, "--steps", 1, "--seed", 1, "-o", "out/")
+        assert ldm_gen(*words).code == 0
+        (workdir / "out" / "00001-2.png").unlink()
+        done = ldm_gen(*words, "--dtype", "bf16")
+        assert done.code == 2
+        assert "holds another job" in done.err
+
+    @pytest.mark.parametrize(
+        ("row", "told"),
+        [
+            ('{"prompt": "a", "clip_skip": 60}', "row 2: --clip-skip"),
+            ('{"prompt": "a", "scheduler": "euler", "eta": 0.5}', "row 2: --eta: euler"),
+            ('{"prompt": "a", "steps": 1000}', "row 2: --steps"),
+            ('{"prompt": "(a:500)"}', "row 2: "),
+            ('{"prompt": "a", "prompt": "b"}', "p.jsonl:2: not JSON: a name occurs twice"),
+        ],
+    )
+    def test_rows_that_the_model_cannot_draw_leave_nothing(
+        self, row: str, told: str, ldm_gen: Command, workdir: Path
+    ) -> None:
+        (workdir / "p.jsonl").write_text('{"prompt": "good"}\n' + row + "\n")
+        done = ldm_gen("--prompts", "p.jsonl", "-o", "out/")
+        assert done.code == 2
+        assert told in done.err
+        assert not (workdir / "out").exists()
+
+    def test_a_job_that_came_to_nothing_makes_way(
+        self, ldm_gen: Command, prompts: Path, workdir: Path
+    ) -> None:
+        (workdir / "out").mkdir()
+        (workdir / "out" / "manifest.jsonl").write_text('{"job": 1, "seed": 5, "rows": 9}\n')
+        done = ldm_gen("--prompts", prompts, "--steps", 1, "--seed", 1, "-o", "out/")
+        assert done.code == 0, done.err
+
+    @pytest.mark.parametrize("damage", ["garbage", "", "5", '{"index": "x"}', "[]"])
+    def test_a_damaged_manifest_is_mended(
+        self, damage: str, ldm_gen: Command, prompts: Path, workdir: Path
+    ) -> None:
+        words = ("--prompts", prompts, "--steps", 1, "--seed", 1, "-o", "out/")
+        ldm_gen(*words)
+        expected = contents(workdir / "out")
+        lines = expected["manifest.jsonl"].decode().splitlines()
+        lines[2] = damage
+        (workdir / "out" / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+        done = ldm_gen(*words)
+        assert done.code == 0, done.err
+        assert contents(workdir / "out") == expected
+
+    @pytest.mark.parametrize(
+        ("rank", "world"), [("", "2"), ("abc", "2"), ("0", "0"), ("5", "2"), ("-1", "2")]
+    )
+    def test_an_environment_that_makes_no_sense(
+        self,
+        rank: str,
+        world: str,
+        ldm_gen: Command,
+        prompts: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", world)
+        done = ldm_gen("--prompts", prompts, "--steps", 1, "-o", "out/")
+        assert done.code == 2
+        assert "RANK and WORLD_SIZE" in done.err
+
+
 JOB = "from ldm_toolkit.cli.generate import main; import sys; sys.exit(main(sys.argv[1:]))"
 
 
@@ -122,6 +192,16 @@ class TestOptions:
         assert plan["options"]["steps"] == 9
         assert plan["pictures"] == ["a-dog-4.png", "a-dog-5.png"]
         assert list(workdir.iterdir()) == []
+
+    def test_foreign_files_among_intermediates_stay(self, ldm_gen: Command, workdir: Path) -> None:
+        words = ("a dog", "--seed", 4, "--steps", 1, "--save-intermediates", 1, "-o", "y.png")
+        assert ldm_gen(*words).code == 0
+        assert ldm_gen(*words, "--overwrite").code == 0
+        (workdir / "y-steps" / "thesis.txt").write_text("mine")
+        done = ldm_gen(*words, "--overwrite")
+        assert done.code == 2
+        assert "holds something else than intermediates" in done.err
+        assert (workdir / "y-steps" / "thesis.txt").read_text() == "mine"
 
     def test_json(self, ldm_gen: Command) -> None:
         done = ldm_gen("a dog", "--json", "--seed", 4, "--steps", 1)

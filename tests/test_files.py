@@ -152,3 +152,14 @@ def test_leftovers_have_the_names_that_writing_gives(
     assert len(list(tmp_path.iterdir())) == 1
     files.remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_of_a_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("mine")
+    with (
+        pytest.raises(CannotWrite, match="a file is in the way"),
+        files.staged_directory(tmp_path / "a"),
+    ):
+        pass
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "mine"

@@ -1,5 +1,6 @@
 """Runs that start from a picture, a mask, latents."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,22 @@ class TestFromImage:
         second = pipe(PROMPT, seed=4, batch_size=2, **options)
         assert torch.equal(both.latents[1], second.latents[0])
 
+    def test_alpha_lies_over_white(self, pipe: LatentPipeline) -> None:
+        clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
+        white = Image.new("RGB", (64, 64), "white")
+        options: dict[str, Any] = {"steps": 4, "seed": 1}
+        found = pipe(PROMPT, image=clear, **options)
+        expected = pipe(PROMPT, image=white, **options)
+        assert torch.equal(found.latents, expected.latents)
+        assert found.recipes == expected.recipes
+
+    def test_a_closed_picture_is_told(self, pipe: LatentPipeline, tmp_path: Path) -> None:
+        Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+        picture = Image.open(tmp_path / "a.png")
+        picture.close()
+        with pytest.raises(UserError, match="image cannot be read"):
+            pipe.stream(PROMPT, image=picture)
+
 
 class TestFromMask:
     def test_black_stays(
@@ -136,6 +153,8 @@ class TestLatents:
         ({"latents": torch.zeros(1, 3, 8, 8)}, "latents must be a tensor"),
         ({"latents": torch.zeros(4, 8, 8)}, "latents must be a tensor"),
         ({"latents": [1]}, "latents must be a tensor"),
+        ({"latents": torch.zeros(1, 4, 8, 8, dtype=torch.complex64)}, "latents must be a tensor"),
+        ({"image": Image.new("RGB", (9000, 8))}, "an image of 9000x8 is too large"),
         ({"latents": torch.zeros(1, 4, 8, 8), "width": 72}, "latents"),
         ({"latents": torch.full((1, 4, 8, 8), torch.nan)}, "NaN"),
     ],

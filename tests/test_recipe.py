@@ -235,6 +235,12 @@ class TestJson:
         with pytest.raises(UserError, match="NaN"):
             Recipe.from_json(text)
 
+    @pytest.mark.parametrize("value", ["1e999", "[" * 40 + "]" * 40, '{"a":' * 40 + "1" + "}" * 40])
+    def test_what_could_not_be_written_is_not_read(self, value: str) -> None:
+        text = recipe().to_json().replace('"scaled_linear"', value)
+        with pytest.raises(UserError):
+            Recipe.from_json(text)
+
     def test_unknown_and_missing_keys(self) -> None:
         data = json.loads(recipe().to_json())
         with pytest.raises(UserError, match=r"unknown field 'stepz'.*did you mean 'steps'"):

@@ -7,6 +7,7 @@ and every mistake answer at once. stdout is data (a path a line), stderr is for 
 import dataclasses
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -101,7 +102,10 @@ def _out_of_memory(error: Exception) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+        "out of memory" in text
+        or "can't allocate memory" in text
+        or "not enough memory" in text
+        or "could not create a primitive" in text  # oneDNN's words for it
     )
 
 
@@ -186,7 +190,9 @@ def _save_grid(request: Request, first: Path, thumbnails: "Sequence[Image.Image]
 
     labels = [f"seed {request.seed + index}" for index in range(len(thumbnails))]
     path = grid_file(first, overwrite=request.destination.overwrite)
-    save_image(contact_sheet(thumbnails, labels), path, overwrite=request.destination.overwrite)
+    columns = max(5, math.isqrt(len(thumbnails)))
+    sheet = contact_sheet(thumbnails, labels, columns=columns)
+    save_image(sheet, path, overwrite=request.destination.overwrite)
     if not request.quiet:
         note(f"sheet in {path}")
 

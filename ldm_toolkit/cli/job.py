@@ -9,6 +9,7 @@ from typing import Any
 from ldm_toolkit.cli.loading import load_pipeline
 from ldm_toolkit.cli.request import JobRequest
 from ldm_toolkit.cli.terminal import Stop, follow, note, to_stdout
+from ldm_toolkit.errors import UserError
 
 __all__ = ["run"]
 
@@ -20,7 +21,7 @@ def run(request: JobRequest, stop: Stop) -> int:
     """
     from ldm_toolkit.jobs import open_job, run_job
 
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = _share()
     started = time.monotonic()
     job = open_job(
         request.rows,
@@ -29,6 +30,7 @@ def run(request: JobRequest, stop: Stop) -> int:
         drawn=secrets.randbelow(2**32) if world == 1 else 0,
         batch_size=request.batch_size,
         format=request.format,
+        setting=request.choice.setting(request.threads),
     )
     if not request.quiet:
         note(f"loading {request.choice.model}")
@@ -52,6 +54,20 @@ def run(request: JobRequest, stop: Stop) -> int:
     if failed:
         note(f"{failed} of {len(job.rows)} pictures failed; the same command tries them again")
     return 1 if failed else 0
+
+
+def _share() -> tuple[int, int]:
+    """Which process of how many this is, as torchrun and accelerate say. Raises UserError."""
+    texts = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if None in texts:
+        return 0, 1
+    try:
+        rank, world = (int(text or "") for text in texts)
+    except ValueError:
+        rank, world = 0, 0
+    if not 0 <= rank < world:
+        raise UserError(f"RANK and WORLD_SIZE in the environment are {texts}; unset them")
+    return rank, world
 
 
 def _threads(asked: int | None, world: int) -> int | None:

@@ -1,6 +1,7 @@
 """Which model a command line means, with everything that goes onto it, checked without torch."""
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -41,6 +42,17 @@ class ModelChoice:
     attention: str
     loras: tuple[tuple[Path, float], ...]
     embeddings: tuple[tuple[Path, str | None], ...]
+
+    def setting(self, threads: int | None) -> dict[str, Any]:
+        """What of it decides a picture's bits beside the weights; files by their hashes."""
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "attention": self.attention,
+            "threads": threads,
+            "loras": [(sha256_file(path), scale) for path, scale in self.loras],
+            "embeddings": [(sha256_file(path), word) for path, word in self.embeddings],
+        }
 
     @property
     def on_hub(self) -> bool:
@@ -96,12 +108,20 @@ def choose_model(
 def check_fit(options: GenerateOptions, configs: Mapping[str, Any]) -> None:
     """Whether a model can do what is asked: steps, sizes. Raises UserError."""
     problems = []
-    if options.scheduler is not None:
-        most = schedulers.max_steps(options.scheduler, configs["scheduler"])
-        if options.steps > most:
-            problems.append(
-                f"--steps: {options.scheduler} can do {most} at most, not {options.steps}"
-            )
+    named = options.scheduler if options.scheduler is not None else "ddim"
+    most = schedulers.max_steps(named, configs["scheduler"])
+    if options.steps > most:
+        who = options.scheduler if options.scheduler is not None else "the model's scheduler"
+        problems.append(f"--steps: {who} can do {most} at most, not {options.steps}")
+    if options.eta and options.scheduler is not None and not schedulers.takes_eta(named):
+        problems.append(f"--eta: {named} knows no eta; ddim and tcd do")
+    layers = configs["text_encoder"].get("num_hidden_layers", 12)
+    if options.clip_skip >= layers:
+        problems.append(f"--clip-skip: the text encoder has {layers} layers; one must stay")
+    if options.strength is not None and int(options.steps * options.strength) < 1:
+        problems.append(
+            f"--strength {options.strength:g} leaves none of {options.steps} steps; raise one"
+        )
     multiple = side_multiple(configs)
     for side in ("width", "height"):
         value = getattr(options, side)
@@ -190,6 +210,8 @@ def _lora(text: str, problems: list[str]) -> tuple[Path, float]:
         path, scale = (Path(head), float(tail)) if colon and head else (Path(text), 1.0)
     except ValueError:  # a colon of the path
         path, scale = Path(text), 1.0
+    if not math.isfinite(scale):
+        problems.append(f"--lora: the scale must be a finite number, not {tail}")
     _check_file("--lora", path, problems)
     return path, scale
 

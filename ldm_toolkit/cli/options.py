@@ -55,6 +55,11 @@ class _Parser(argparse.ArgumentParser):
             message = 'say what to draw: ldm-gen "a dog wearing hat" (--help shows more)'
         raise UserError(message.removeprefix("argument "))
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help goes where data goes, with its care for encodings and full disks."""
+        if message:
+            to_stdout(message.rstrip("\n"))
+
     def refuse_unknown(self, arguments: Sequence[str]) -> None:
         """Name every unknown option, with the known one that it resembles."""
         known = list(self._option_string_actions)

@@ -34,6 +34,15 @@ def steps_folder(picture: Path) -> Path:
     return picture.with_name(f"{picture.stem}-steps")
 
 
+def _check_steps_folder(folder: Path) -> None:
+    """A folder is replaced only when all in it is ours. Raises UserError."""
+    if not os.path.lexists(folder):
+        return
+    ours = re.compile(r"step-\d+\.png|contact-sheet\.png")
+    if not folder.is_dir() or any(not ours.fullmatch(path.name) for path in folder.iterdir()):
+        raise UserError(f"{folder} holds something else than intermediates; move it away first")
+
+
 def grid_file(picture: Path, *, overwrite: bool) -> Path:
     """The file for the sheet beside ``picture``: ``dog.png`` -> ``dog-grid.png``, or -grid-2."""
     path = picture.with_name(f"{picture.stem}-grid{picture.suffix}")
@@ -65,12 +74,16 @@ class Destination:
         if self.stem is not None:
             stem = f"{self.stem}-{seed}" if self.several else self.stem
             path = self.folder / f"{stem}{self.suffix}"
+            if self.overwrite and self.with_steps:
+                _check_steps_folder(steps_folder(path))
             taken = None if self.overwrite else self._taken(path)
             if taken is not None:
                 raise UserError(f"{taken} exists already; choose another -o or pass --overwrite")
             return path
         stem = f"{slug(self.prompt)}-{seed}"
         path = self.folder / f"{stem}{self.suffix}"
+        if self.overwrite and self.with_steps:
+            _check_steps_folder(steps_folder(path))
         number = 1
         while not self.overwrite and self._taken(path) is not None:
             number += 1
@@ -155,6 +168,8 @@ def _check_writable(folder: Path, *, may_create: bool) -> None:
     try:
         if may_create:
             while not folder.exists():
+                if folder.is_symlink():
+                    raise CannotWrite(f"-o: {folder} is a link that leads nowhere")
                 folder = folder.parent
         if not folder.is_dir():
             wrong = "is not a folder" if folder.exists() else "does not exist; make it first"

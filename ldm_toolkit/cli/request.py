@@ -1,11 +1,10 @@
 """From words to a `Request`: every value looked at before anything slow is imported."""
 
 import argparse
-import contextlib
 import dataclasses
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,8 @@ from ldm_toolkit import schedulers
 from ldm_toolkit.cli.model import ModelChoice, check_fit, choose_model, side_multiple
 from ldm_toolkit.cli.options import FORMATS, flag
 from ldm_toolkit.cli.output import Destination, destination
-from ldm_toolkit.errors import InputError, LdmToolkitError, UserError, suggestion
+from ldm_toolkit.cli.problems import Problems
+from ldm_toolkit.errors import UserError, suggestion
 from ldm_toolkit.promptfile import Row, kind_of, read_rows
 from ldm_toolkit.recipe import MAX_SEED, GenerateOptions
 from ldm_toolkit.tokens import parse_weights
@@ -27,6 +27,8 @@ __all__ = ["JobRequest", "Request", "check"]
 
 # A field's name at the start of a problem, to be shown as the option that the person typed.
 _NAMES = "|".join(field.name for field in dataclasses.fields(GenerateOptions))
+_MOST_IMAGES = 10_000  # more of them are a job
+_MOST_THREADS = 4096
 _FIELD = re.compile(rf"(?:(?<=; )|^)(?!prompt)(?:{_NAMES})(?= (?:must|is))")
 
 
@@ -72,79 +74,16 @@ class JobRequest:
     dry_run: bool
 
 
-class _Problems:
-    """Collects what is wrong, so that the person reads all of it at once."""
-
-    def __init__(self) -> None:
-        self.errors: list[LdmToolkitError] = []
-
-    @contextlib.contextmanager
-    def collected(self) -> Iterator[None]:
-        """Keep an error of the block and go on."""
-        try:
-            yield
-        except LdmToolkitError as error:
-            self.errors.append(error)
-
-    def number(self, flag: str, text: str | None, kind: type, least: int | None = None) -> Any:
-        """``text`` as int or float, or None with a problem noted."""
-        if text is None:
-            return None
-        with self.collected():
-            try:
-                value = kind(text)
-            except ValueError:
-                what = "a whole number" if kind is int else "a number"
-                raise UserError(f"{flag}: {text!r} is not {what}") from None
-            if least is not None and value < least:
-                raise UserError(f"{flag}: {value} is too small, at least {least} is needed")
-            return value
-        return None
-
-    def pair(self, flag: str, text: str | None) -> tuple[float, float] | None:
-        """Two numbers with a comma between them; None when nothing or no such thing was given."""
-        if text is None:
-            return None
-        with self.collected():
-            try:
-                first, second = (float(part) for part in text.split(","))
-            except ValueError:
-                raise UserError(f"{flag}: {text!r} is not START,STOP such as 0.2,0.8") from None
-            return first, second
-        return None
-
-    def picture(self, flag: str, path: str | None) -> "Image.Image | None":
-        """The picture of a file; None when none was given or it cannot be read."""
-        if path is None:
-            return None
-        from ldm_toolkit.images import open_image
-
-        with self.collected():
-            try:
-                return open_image(path)
-            except InputError as error:
-                raise InputError(f"{flag}: {error}") from error
-        return None
-
-    def finish(self) -> None:
-        """Raise one error for all; wrong use counts before a place that cannot be written."""
-        if not self.errors:
-            return
-        kinds = [type(error) for error in self.errors]
-        kind = next((k for k in kinds if issubclass(k, UserError)), kinds[0])
-        raise kind("; ".join(str(error) for error in self.errors))
-
-
 def check(arguments: argparse.Namespace) -> Request | JobRequest:
     """Look at every value, the model's files and the place of the output; report all problems.
 
     Raises UserError, or CannotWrite when only the output is at fault.
     """
-    problems = _Problems()
+    problems = Problems()
     if arguments.prompts is not None:
         return _check_job(arguments, problems)
-    count = problems.number("-n", arguments.count, int, least=1) or 1
-    threads = problems.number("--threads", arguments.threads, int, least=1)
+    count = problems.number("-n", arguments.count, int, least=1, most=_MOST_IMAGES) or 1
+    threads = problems.number("--threads", arguments.threads, int, least=1, most=_MOST_THREADS)
     every = problems.number("--save-intermediates", arguments.every, int, least=1)
     image = problems.picture("--image", arguments.image)
     mask = problems.picture("--mask", arguments.mask)
@@ -186,7 +125,7 @@ def check(arguments: argparse.Namespace) -> Request | JobRequest:
 
 
 def _asked(
-    arguments: argparse.Namespace, problems: _Problems, inputs: "dict[str, Image.Image | None]"
+    arguments: argparse.Namespace, problems: Problems, inputs: "dict[str, Image.Image | None]"
 ) -> "tuple[Original | None, GenerateOptions | None]":
     """What is to be drawn: from the command line, or from the picture of a replay."""
     if arguments.replay is None:
@@ -204,7 +143,7 @@ def _asked(
     return None, None
 
 
-def _check_job(arguments: argparse.Namespace, problems: _Problems) -> JobRequest:
+def _check_job(arguments: argparse.Namespace, problems: Problems) -> JobRequest:
     """The whole prompt file and everything else that a job needs."""
     refused = {
         "-n": arguments.count != "1",
@@ -220,13 +159,17 @@ def _check_job(arguments: argparse.Namespace, problems: _Problems) -> JobRequest
     given = [name for name, there in refused.items() if there]
     if given:
         problems.errors.append(UserError(f"--prompts does not go with {', '.join(given)}"))
+    folder = Path()
     if arguments.output is None:
         problems.errors.append(UserError("--prompts needs a folder for the pictures: -o FOLDER/"))
+    else:
+        with problems.collected():
+            folder = _job_folder(arguments.output)
     format = arguments.format if arguments.format is not None else "png"
     with problems.collected():
         _check_format(format)
-    threads = problems.number("--threads", arguments.threads, int, least=1)
-    batch_size = problems.number("--batch-size", arguments.batch_size, int, least=1) or 1
+    threads = problems.number("--threads", arguments.threads, int, least=1, most=_MOST_THREADS)
+    batch_size = problems.number("--batch-size", arguments.batch_size, int, least=1, most=1024) or 1
     choice, configs = None, None
     with problems.collected():
         choice, configs = choose_model(arguments, None)
@@ -247,7 +190,7 @@ def _check_job(arguments: argparse.Namespace, problems: _Problems) -> JobRequest
         raise UserError("the command line could not be read")
     return JobRequest(
         rows=rows,
-        folder=Path(arguments.output),
+        folder=folder,
         seed=seed,
         batch_size=batch_size,
         format=format,
@@ -265,6 +208,12 @@ def _check_options(options: GenerateOptions, configs: Mapping[str, Any] | None) 
     parse_weights(options.negative_prompt)
     if configs is not None:
         check_fit(options, configs)
+
+
+def _job_folder(output: str) -> Path:
+    """The checked -o of a job, which is always a folder."""
+    named = output if output.endswith("/") or not output else f"{output}/"
+    return destination(named, "", count=1, overwrite=True, with_steps=False).folder
 
 
 def _check_format(format: str) -> None:
@@ -325,6 +274,8 @@ def _check_inputs(original: "Original", given: "dict[str, Image.Image | None]") 
     from ldm_toolkit.images import pixels_sha256
 
     problems = []
+    if original.recipe.latents_sha256 is not None:
+        problems.append("--replay: the picture was made from latents that only Python can give")
     for name, picture in given.items():
         wanted = getattr(original.recipe, f"{name}_sha256")
         if wanted is None and picture is not None:
@@ -343,7 +294,7 @@ def _check_inputs(original: "Original", given: "dict[str, Image.Image | None]") 
         raise UserError("; ".join(problems))
 
 
-def _options(arguments: argparse.Namespace, problems: _Problems) -> GenerateOptions | None:
+def _options(arguments: argparse.Namespace, problems: Problems) -> GenerateOptions | None:
     """GenerateOptions out of text; None when a contradiction was found."""
     given = _given(arguments, problems)
     with problems.collected():
@@ -354,7 +305,7 @@ def _options(arguments: argparse.Namespace, problems: _Problems) -> GenerateOpti
     return None
 
 
-def _given(arguments: argparse.Namespace, problems: _Problems) -> dict[str, Any]:
+def _given(arguments: argparse.Namespace, problems: Problems) -> dict[str, Any]:
     """The fields of GenerateOptions that were given, as values; the prompt is left out."""
     given: dict[str, Any] = {}
     for field in dataclasses.fields(GenerateOptions):
@@ -378,6 +329,7 @@ def _given(arguments: argparse.Namespace, problems: _Problems) -> dict[str, Any]
             given |= {"width": side, "height": side}
     if arguments.scheduler is not None:
         with problems.collected():
+            del given["scheduler"]
             given["scheduler"] = schedulers.resolve_name(arguments.scheduler, classes=True)
             if given.get("eta") and not schedulers.takes_eta(given["scheduler"]):
                 raise UserError(f"--eta: {given['scheduler']} knows no eta; ddim and tcd do")

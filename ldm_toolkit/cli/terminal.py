@@ -46,12 +46,14 @@ class Stop:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into `Stopped`, so that temporary files go on the way out."""
+    """Turn SIGINT, SIGTERM and SIGHUP into `Stopped`, so that temporary files go on the way out."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python sets signal handlers in the main thread only
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)  # the terminal was closed, and no nohup
     before = [signal.signal(number, stop.arrived) for number in numbers]
     try:
         yield stop
@@ -99,8 +101,9 @@ def to_stdout(text: str) -> None:
     try:
         try:
             sys.stdout.write(f"{text}\n")
-        except UnicodeEncodeError:  # a path that the terminal's encoding lacks
-            sys.stdout.write(f"{text.encode('ascii', 'backslashreplace').decode()}\n")
+        except UnicodeEncodeError:  # the encoding lacks it; the bytes are those of the file's name
+            sys.stdout.flush()
+            sys.stdout.buffer.write(os.fsencode(text) + b"\n")
         sys.stdout.flush()
     except OSError as error:
         # Python flushes once more on exit and would fail again.

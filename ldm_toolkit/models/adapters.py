@@ -46,8 +46,12 @@ def load_lora(
     if strength is None:
         raise UserError(f"a LoRA's scale must be a finite number, not {scale!r:.80}")
     file = checked_file(path, "LoRA")
-    label = name if name is not None else file.stem
-    if label in {lora.name for lora in components.loras}:
+    taken = {lora.name for lora in components.loras}
+    label, number = name if name is not None else file.stem, 1
+    while name is None and label in taken:  # trainers call every file the same
+        number += 1
+        label = f"{file.stem}-{number}"
+    if label in taken:
         raise UserError(f"a LoRA named {label!r:.80} is loaded already; give this one another name")
     layers = read_lora(file, components)
     adapter = f"adapter_{len(components.loras)}"

@@ -140,10 +140,13 @@ def _save_network(network: Any, components: Components, target: Path, stem: str)
     target.mkdir(parents=True)
     for beside in sorted(files[0].parent.glob("*.json")):
         shutil.copyfile(beside, target / beside.name)
+    if any(tensor.shape != source[name].shape for name, tensor in now.items()):
+        network.config.save_pretrained(target)  # textual inversions made the table of words longer
     changed = {
         name: tensor.to(source[name].dtype).contiguous()
         for name, tensor in now.items()
-        if not torch.equal(tensor, source[name].to(tensor.dtype))
+        if tensor.shape != source[name].shape
+        or not torch.equal(tensor, source[name].to(tensor.dtype))
     }
     if not changed:
         for file in files:

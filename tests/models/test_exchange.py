@@ -111,3 +111,14 @@ def test_a_pipeline_without_a_source_is_saved(tiny_model: Path, tmp_path: Path) 
     pipe.save_pretrained(tmp_path / "saved")
     again = LatentPipeline.from_pretrained(tmp_path / "saved", device="cpu", dtype="float32")
     assert torch.equal(again(PROMPT, **OPTIONS).latents, pipe(PROMPT, **OPTIONS).latents)
+
+
+def test_words_that_were_learned_are_saved(half_model: Path, tmp_path: Path) -> None:
+    pipe = LatentPipeline.from_pretrained(half_model, device="cpu", dtype="float32")
+    save_file({"<cat>": torch.randn(2, 32)}, tmp_path / "e.safetensors")
+    pipe.load_embedding(tmp_path / "e.safetensors")
+    pipe.save_pretrained(tmp_path / "saved")
+    again = LatentPipeline.from_pretrained(tmp_path / "saved", device="cpu", dtype="float32")
+    assert again.tokenize("a <cat>") == pipe.tokenize("a <cat>")
+    found, expected = again.encode_prompt("a <cat>"), pipe.encode_prompt("a <cat>")
+    assert (found - expected).abs().max() < 0.01  # float16 in the file
