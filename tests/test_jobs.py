@@ -145,6 +145,7 @@ def test_another_job_in_the_same_folder(
 ) -> None:
     options: dict[str, Any] = {"seed": 5, "drawn": 0, "batch_size": 2}
     open_job(rows, tmp_path, **options)
+    (tmp_path / "00000-5.png").write_bytes(b"a picture")  # a job without one makes way
     if "prompt" in change:
         rows[2] = Row(dataclasses.replace(rows[2].options, prompt=change.pop("prompt")))
     if change.pop("more", False):
