@@ -44,7 +44,9 @@ def storybook_is_tiny(
     ldm_gen: Callable[..., "Outcome"], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., "Outcome"]:
     """``ldm_gen`` where the bundled model is a tiny one, at 64 pixels."""
-    monkeypatch.setattr(identity, "bundled_models", lambda: {"storybook": tiny_model})
+    monkeypatch.setattr(
+        identity, "bundled_models", lambda: {"storybook": tiny_model, "tiny": tiny_model}
+    )
     return ldm_gen
 
 
