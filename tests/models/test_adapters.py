@@ -342,7 +342,9 @@ def test_wrong_use(components: Components, lora_file: File, tmp_path: Path) -> N
             load_lora(components, path, scale)  # type: ignore[arg-type]
     once = load_lora(components, path)
     with pytest.raises(UserError, match=r"'my\.v2' is loaded already"):
-        load_lora(once, path)
+        load_lora(once, path, name="my.v2")
+    names = [lora.name for lora in load_lora(load_lora(once, path), path).loras]
+    assert names == ["my.v2", "my.v2-2", "my.v2-3"]  # trainers give all files one name
     assert len(load_lora(once, path, name="twice").loras) == 2
     pickle = tmp_path / "x.pt"
     pickle.write_bytes(b"x")

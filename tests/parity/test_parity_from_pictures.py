@@ -75,6 +75,12 @@ def got(pair: Pair, name: str, **options: Any) -> torch.Tensor:
     return taken[-1].latents
 
 
+def allowed(expected: torch.Tensor) -> float:
+    """1e-4, and in proportion where random weights make latents grow past 10 (lcm divides by alpha
+    at every step)."""
+    return TOLERANCE * max(1.0, expected.abs().max().item() / 10)
+
+
 @pytest.mark.parametrize("name", sorted(BASES))
 def test_image_to_image_equals_diffusers(
     name: str, load: Callable[..., Pair], picture: Image.Image
@@ -92,7 +98,7 @@ def test_image_to_image_equals_diffusers(
             pair, name, image=picture, steps=steps, strength=strength, guidance=guidance, **size
         )
         difference = (expected - found).abs().max().item()
-        assert difference <= TOLERANCE, (name, steps, strength, difference)
+        assert difference <= allowed(expected), (name, steps, strength, difference)
 
 
 @pytest.mark.parametrize("inpainting", [False, True], ids=["4 channels", "9 channels"])
@@ -117,7 +123,7 @@ def test_inpainting_equals_diffusers(
             steps=steps, strength=strength, guidance=guidance,
         )  # fmt: skip
         difference = (expected - found).abs().max().item()
-        assert difference <= TOLERANCE, (name, steps, strength, difference)
+        assert difference <= allowed(expected), (name, steps, strength, difference)
 
 
 def test_v_prediction_from_a_picture_equals_diffusers(
