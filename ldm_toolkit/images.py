@@ -195,8 +195,8 @@ def read_recipe(path: str | Path) -> Recipe:
         text = _recipe_text(image)
     if text is None:
         raise InputError(
-            f"{path} holds no recipe; only pictures that ldm-gen wrote do, and many programs "
-            "remove it when they save the picture again"
+            f"{path} holds no recipe; only pictures that ldm-gen or save_image wrote do, and many "
+            "programs remove it when they save the picture again"
         )
     return Recipe.from_json(text)
 

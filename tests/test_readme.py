@@ -69,7 +69,7 @@ def test_ldm_gen_commands(
     command: str, storybook_is_tiny: Callable[..., "Outcome"], workdir: Path
 ) -> None:
     # What the commands name as theirs to read.
-    first = ("a dog", "--steps", "2", "--seed", "1", "-o", "dog.png")
+    first = ("a dog", "--steps", "2", "--seed", "1", "-o", "a-dog-wearing-hat-42.png")
     assert storybook_is_tiny(*first, model=None).code == 0
     Image.new("L", (64, 64), 255).save(workdir / "mask.png")
     (workdir / "prompts.txt").write_text("a dog\na cat\n")

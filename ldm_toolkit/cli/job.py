@@ -38,19 +38,22 @@ def run(request: JobRequest, stop: Stop) -> int:
     done: Any = stop.between(run_job(pipe, job, rank=rank, world=world))
     if not request.quiet:
         done = follow(done, -(-len(job.rows) // world), "pictures", what="picture")
-    failed = 0
+    failed = found = 0
     for one in done:
         if one.error is not None:
             failed += 1
             note(f"row {one.index + 1}: {one.error}")
-        elif request.as_json:
+            continue
+        found += one.found
+        if request.as_json:
             recipe = json.loads(one.recipe.to_json())
             line = {"path": str(one.path), "seed": recipe["seed"], "found": one.found}
             to_stdout(json.dumps(line | {"recipe": recipe}, ensure_ascii=False))
         else:
             to_stdout(str(one.path))
     if not request.quiet:
-        note(f"done in {time.monotonic() - started:.1f} s")
+        there = f"{found} pictures were there already; " if found else ""
+        note(f"{there}done in {time.monotonic() - started:.1f} s")
     if failed:
         note(f"{failed} of {len(job.rows)} pictures failed; the same command tries them again")
     return 1 if failed else 0

@@ -35,7 +35,7 @@ examples:
   ldm-gen -- "--a prompt that begins with a dash"
 
 exit codes: 0 done, 1 failed or a --replay that is not identical, 2 wrong use or bad input,
-74 cannot write, 130 and 143 stopped
+74 cannot write, 129, 130, 143 stopped
 """
 
 # Flags whose name is not the field's own.
