@@ -97,7 +97,7 @@ class Given:
                     raise UserError(f"latents of {tuple(own.shape)} are no picture of {size}")
                 noise[: len(own)] = own
             return starts.from_noise(solver, noise.to(components.device))
-        picture = self.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        picture = self.image.resize(size, Image.Resampling.LANCZOS)
         how = (solver, recipe.steps, recipe.strength, picture)
         if self.mask is None:
             return starts.from_image(*how, components, generators)

@@ -1,5 +1,6 @@
 """What the machine computes well: device, dtype, memory format. Changes modules, never the loop."""
 
+import os
 from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
@@ -17,6 +18,7 @@ __all__ = [
     "lay_out",
     "native_bf16",
     "set_attention",
+    "threads_per_process",
 ]
 
 ATTENTION = ("sdpa", "sliced", "xformers")
@@ -95,6 +97,17 @@ def _automatic_dtype(device: torch.device) -> torch.dtype:
 def cpu_capability() -> str:
     """The instruction set torch dispatches to: it decides the bits of a picture."""
     return str(torch.backends.cpu.get_cpu_capability())
+
+
+def threads_per_process(local: int = 1) -> int:
+    """The usable cores divided among the processes of this machine.
+
+    torchrun and accelerate say how many these are; ``local`` counts where nobody does. They start
+    each with OMP_NUM_THREADS=1, which would leave most cores idle.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    usable = len(affinity(0)) if affinity is not None else os.cpu_count()
+    return max(1, (usable or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", local)))
 
 
 def lay_out(networks: Iterable[Any], dtype: torch.dtype) -> str:

@@ -8,7 +8,6 @@ share a job by its groups; each writes a manifest of its own, and the last one m
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from ldm_toolkit.tokens import chunk_prompt
 
 __all__ = ["Done", "Job", "open_job", "run_job"]
 
-logger = logging.getLogger(__name__)
 MANIFEST = "manifest.jsonl"
 
 

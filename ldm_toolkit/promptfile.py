@@ -13,6 +13,7 @@ from typing import Any
 from ldm_toolkit import schedulers
 from ldm_toolkit.errors import InputError, LdmToolkitError, UserError, suggestion
 from ldm_toolkit.recipe import GenerateOptions
+from ldm_toolkit.values import without_repeats
 
 __all__ = ["COLUMNS", "Row", "kind_of", "read_rows"]
 
@@ -136,7 +137,7 @@ def _jsonl(lines: list[tuple[int, str]], name: str, problems: list[str]) -> Reco
         if not text:
             continue
         try:
-            values = json.loads(text, object_pairs_hook=_without_repeats)
+            values = json.loads(text, object_pairs_hook=without_repeats)
         except (ValueError, RecursionError) as error:
             problems.append(f"{where}: not JSON: {error}")
             continue
@@ -144,12 +145,6 @@ def _jsonl(lines: list[tuple[int, str]], name: str, problems: list[str]) -> Reco
             problems.append(f"{where}: expected an object, found {type(values).__name__}")
             continue
         yield where, {key: value for key, value in values.items() if value is not None}
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return dict(pairs)
 
 
 def _csv(lines: list[tuple[int, str]], name: str, problems: list[str]) -> Records:
@@ -217,7 +212,7 @@ def _row(
             problems.append(f"unknown column {key!r:.80}{suggestion(key, COLUMNS)}")
         elif name in named:
             problems.append(f"{name} is given twice")
-        named[name] = tuple(value) if isinstance(value, list) else value
+        named[name] = value
     if problems:
         raise UserError("; ".join(problems))
     files = {name: named.pop(name) for name in ("image", "mask") if name in named}

@@ -1,8 +1,16 @@
-"""Checks of single values from outside: each returns a line of text a problem. Level 0."""
+"""Checks of values from outside; most return a line of text a problem. Level 0."""
 
 import math
+from typing import Any
 
-__all__ = ["is_number", "is_whole", "number_problem", "range_problem", "text_problem"]
+__all__ = [
+    "is_number",
+    "is_whole",
+    "number_problem",
+    "range_problem",
+    "text_problem",
+    "without_repeats",
+]
 
 
 def is_whole(value: object) -> bool:
@@ -43,3 +51,11 @@ def text_problem(name: str, value: object) -> list[str]:
     except UnicodeEncodeError:
         return [f"{name} is not valid Unicode text; check the terminal's or the file's encoding"]
     return []
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An ``object_pairs_hook`` of json: a name that occurs twice is a ValueError."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return result

@@ -1,5 +1,6 @@
 """Small things that several test files need: a recipe, texts that break careless programs."""
 
+from pathlib import Path
 from typing import Any
 
 from ldm_toolkit.recipe import Recipe
@@ -29,6 +30,11 @@ def recipe(**changes: Any) -> Recipe:
         "versions": {"ldm_toolkit": "0.1.0", "torch": "2.13"},
     }
     return Recipe(**(fields | changes))
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by its name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 HOSTILE_TEXTS = [

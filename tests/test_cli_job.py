@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
+from samples import folder_bytes
 from test_cli import here
 
 from ldm_toolkit.images import open_image, pixels_sha256, read_recipe
@@ -30,10 +31,6 @@ def prompts(workdir: Path) -> Path:
     return file
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 class TestJob:
     def test_a_file_of_prompts(self, ldm_gen: Command, prompts: Path, workdir: Path) -> None:
         done = ldm_gen("--prompts", prompts, "--seed", 3, "--steps", 2, "-o", "out/")
@@ -50,12 +47,12 @@ class TestJob:
     ) -> None:
         words = ("--prompts", prompts, "--steps", 2, "-o", "out/", "--batch-size", 2)
         first = ldm_gen(*words)
-        before = contents(workdir / "out")
+        before = folder_bytes(workdir / "out")
         monkeypatch.setattr(LatentPipeline, "_run", None)
         again = ldm_gen(*words)
         assert again.code == 0, again.err
         assert sorted(again.out.splitlines()) == sorted(first.out.splitlines())
-        assert contents(workdir / "out") == before
+        assert folder_bytes(workdir / "out") == before
         other = ldm_gen(*words, "--guidance", 3)
         assert other.code == 2
         assert "holds another job: prompt file or options differ" in other.err
@@ -85,10 +82,10 @@ class TestJob:
         words = ("--prompts", prompts, "--steps", 1, "-o", "out/")
         first = ldm_gen(*words)
         (workdir / "out" / first.paths[2].name).unlink()
-        before = contents(workdir / "out")
+        before = folder_bytes(workdir / "out")
         again = ldm_gen(*words)
         assert [path.name for path in again.paths] == [path.name for path in first.paths]
-        assert before.items() <= contents(workdir / "out").items()
+        assert before.items() <= folder_bytes(workdir / "out").items()
 
 
 class TestJobsThatDiffer:
@@ -135,13 +132,13 @@ class TestJobsThatDiffer:
     ) -> None:
         words = ("--prompts", prompts, "--steps", 1, "--seed", 1, "-o", "out/")
         ldm_gen(*words)
-        expected = contents(workdir / "out")
+        expected = folder_bytes(workdir / "out")
         lines = expected["manifest.jsonl"].decode().splitlines()
         lines[2] = damage
         (workdir / "out" / "manifest.jsonl").write_text("\n".join(lines) + "\n")
         done = ldm_gen(*words)
         assert done.code == 0, done.err
-        assert contents(workdir / "out") == expected
+        assert folder_bytes(workdir / "out") == expected
 
     @pytest.mark.parametrize(
         ("rank", "world"), [("", "2"), ("abc", "2"), ("0", "0"), ("5", "2"), ("-1", "2")]
@@ -179,7 +176,7 @@ def test_several_processes_make_the_same_folder(
         for rank in range(3)
     ]
     assert [process.wait() for process in ranks] == [0, 0, 0]
-    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+    assert folder_bytes(tmp_path / "three") == folder_bytes(tmp_path / "one")
 
 
 class TestOptions:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from samples import folder_bytes
 
 from ldm_toolkit import jobs
 from ldm_toolkit.errors import InputError, NumericalError, UserError
@@ -31,10 +32,6 @@ TABLE = [
 @pytest.fixture
 def rows() -> list[Row]:
     return [Row(GenerateOptions(**values)) for values in TABLE]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def run(pipe: LatentPipeline, rows: list[Row], folder: Path, **options: Any) -> list[jobs.Done]:
@@ -75,7 +72,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_folder(
     pipe: LatentPipeline, rows: list[Row], tmp_path: Path
 ) -> None:
     run(pipe, rows, tmp_path / "whole")
-    expected = contents(tmp_path / "whole")
+    expected = folder_bytes(tmp_path / "whole")
     for stop in range(7):
         folder = tmp_path / str(stop)
         job = open_job(rows, folder, seed=None, drawn=5, batch_size=2)
@@ -87,7 +84,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_folder(
         done = list(run_job(pipe, job))
         assert sum(one.found for one in done) >= stop
         before = json.loads(expected["manifest.jsonl"].splitlines()[0]) | {"seed": 5}
-        found = contents(folder)
+        found = folder_bytes(folder)
         assert json.loads(found["manifest.jsonl"].splitlines()[0]) == before
         assert found == expected
 
@@ -98,7 +95,7 @@ def test_what_a_kill_leaves_is_mended(
 ) -> None:
     folder = tmp_path / "out"
     run(pipe, rows, folder)
-    expected = contents(folder)
+    expected = folder_bytes(folder)
     manifest = folder / "manifest.jsonl"
     lines = manifest.read_bytes().splitlines(keepends=True)
     if damage == "half a line":
@@ -112,7 +109,7 @@ def test_what_a_kill_leaves_is_mended(
         (folder / "00001-6.png").write_bytes((folder / "00000-5.png").read_bytes())
     done = run(pipe, rows, folder)
     assert sum(not one.found for one in done) == (1 if "picture" in damage else 0)
-    assert contents(folder) == expected
+    assert folder_bytes(folder) == expected
 
 
 def test_several_processes_make_the_same_folder(
@@ -125,9 +122,9 @@ def test_several_processes_make_the_same_folder(
     ]
     assert sorted(index for share in shares for index in share) == list(range(7))
     assert all(shares)
-    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+    assert folder_bytes(tmp_path / "three") == folder_bytes(tmp_path / "one")
     assert run(pipe, rows, tmp_path / "three", rank=1, world=3)  # once more changes nothing
-    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+    assert folder_bytes(tmp_path / "three") == folder_bytes(tmp_path / "one")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +184,7 @@ def test_a_failing_group_leaves_the_others(
     assert [(one.index, str(one.error)) for one in done if one.error] == [(4, "NaN")]
     assert len(list((tmp_path / "out").glob("*.png"))) == 6
     run(pipe, rows, tmp_path / "out")
-    assert contents(tmp_path / "out") == contents(expected)
+    assert folder_bytes(tmp_path / "out") == folder_bytes(expected)
 
 
 def test_images_and_masks(pipe: LatentPipeline, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ldm_toolkit.cli.loading import load_pipeline, threads_for
 from ldm_toolkit.cli.options import parse
-from ldm_toolkit.cli.output import grid_file, steps_folder
+from ldm_toolkit.cli.output import grid_file, picture_line, steps_folder
 from ldm_toolkit.cli.request import JobRequest, Request, check
 from ldm_toolkit.cli.terminal import Stop, Stopped, follow, note, one_line, stoppable, to_stdout
 from ldm_toolkit.errors import CannotWrite, LdmToolkitError
@@ -179,9 +179,7 @@ def _tell(request: Request, path: Path, result: "Result", seconds: float) -> Non
     if not request.as_json:
         to_stdout(str(path))
         return
-    recipe = json.loads(result.recipes[0].to_json())
-    line = {"path": str(path), "seed": recipe["seed"], "seconds": round(seconds, 3)}
-    to_stdout(json.dumps(line | {"recipe": recipe}, ensure_ascii=False))
+    to_stdout(picture_line(path, result.recipes[0], seconds=round(seconds, 3)))
 
 
 def _save_grid(request: Request, first: Path, thumbnails: "Sequence[Image.Image]") -> None:

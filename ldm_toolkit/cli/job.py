@@ -1,12 +1,12 @@
 """``ldm-gen --prompts``: a file of prompts into a folder, carried on after a kill."""
 
-import json
 import os
 import secrets
 import time
 from typing import Any
 
 from ldm_toolkit.cli.loading import load_pipeline
+from ldm_toolkit.cli.output import picture_line
 from ldm_toolkit.cli.request import JobRequest
 from ldm_toolkit.cli.terminal import Stop, follow, note, to_stdout
 from ldm_toolkit.errors import UserError
@@ -19,6 +19,7 @@ def run(request: JobRequest, stop: Stop) -> int:
 
     Under torchrun or accelerate the processes share the rows.
     """
+    from ldm_toolkit.hardware import threads_per_process
     from ldm_toolkit.jobs import open_job, run_job
 
     rank, world = _share()
@@ -34,7 +35,10 @@ def run(request: JobRequest, stop: Stop) -> int:
     )
     if not request.quiet:
         note(f"loading {request.choice.model}")
-    pipe = load_pipeline(request.choice, threads=_threads(request.threads, world))
+    threads = request.threads
+    if threads is None and world > 1:
+        threads = threads_per_process(world)
+    pipe = load_pipeline(request.choice, threads=threads)
     done: Any = stop.between(run_job(pipe, job, rank=rank, world=world))
     if not request.quiet:
         done = follow(done, -(-len(job.rows) // world), "pictures", what="picture")
@@ -46,9 +50,7 @@ def run(request: JobRequest, stop: Stop) -> int:
             continue
         found += one.found
         if request.as_json:
-            recipe = json.loads(one.recipe.to_json())
-            line = {"path": str(one.path), "seed": recipe["seed"], "found": one.found}
-            to_stdout(json.dumps(line | {"recipe": recipe}, ensure_ascii=False))
+            to_stdout(picture_line(one.path, one.recipe, found=one.found))
         else:
             to_stdout(str(one.path))
     if not request.quiet:
@@ -71,12 +73,3 @@ def _share() -> tuple[int, int]:
     if not 0 <= rank < world:
         raise UserError(f"RANK and WORLD_SIZE in the environment are {texts}; unset them")
     return rank, world
-
-
-def _threads(asked: int | None, world: int) -> int | None:
-    """Threads of this process: torchrun sets one each, which would leave most cores idle."""
-    if asked is not None or world == 1:
-        return asked
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // local)

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from ldm_toolkit.errors import ModelError, UserError, suggestion
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.models import identity
 from ldm_toolkit.models.checks import check_model_folder
+from ldm_toolkit.models.configs import latent_factor
 from ldm_toolkit.models.headers import check_safetensors
-from ldm_toolkit.models.hub import is_hub_id
+from ldm_toolkit.models.hub import on_hub
 from ldm_toolkit.models.single_file import check_single_file, is_single_file
 from ldm_toolkit.recipe import GenerateOptions
 
@@ -57,7 +57,7 @@ class ModelChoice:
     @property
     def on_hub(self) -> bool:
         """Whether loading it may need the network."""
-        return is_hub_id(self.model) and not os.path.lexists(self.model) and not self.offline
+        return on_hub(self.model) and not self.offline
 
 
 def choose_model(
@@ -105,43 +105,52 @@ def choose_model(
     return choice, configs
 
 
-def check_fit(options: GenerateOptions, configs: Mapping[str, Any]) -> None:
-    """Whether a model can do what is asked: steps, sizes. Raises UserError."""
+def check_fit(options: GenerateOptions, configs: Mapping[str, Any] | None) -> None:
+    """Whether what is asked can be done, by this model where it is known. Raises UserError."""
     problems = []
-    named = options.scheduler if options.scheduler is not None else "ddim"
-    most = schedulers.max_steps(named, configs["scheduler"])
-    if options.steps > most:
-        who = options.scheduler if options.scheduler is not None else "the model's scheduler"
-        problems.append(f"--steps: {who} can do {most} at most, not {options.steps}")
-    if options.eta and options.scheduler is not None and not schedulers.takes_eta(named):
-        problems.append(f"--eta: {named} knows no eta; ddim and tcd do")
-    layers = configs["text_encoder"].get("num_hidden_layers", 12)
-    if options.clip_skip >= layers:
-        problems.append(f"--clip-skip: the text encoder has {layers} layers; one must stay")
+    name = options.scheduler
+    if options.eta and name is not None and not schedulers.takes_eta(name):
+        problems.append(f"--eta: {name} knows no eta; ddim and tcd do")
     if options.strength is not None and int(options.steps * options.strength) < 1:
         problems.append(
             f"--strength {options.strength:g} leaves none of {options.steps} steps; raise one"
         )
+    if configs is not None:
+        problems += _model_limits(options, configs)
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _model_limits(options: GenerateOptions, configs: Mapping[str, Any]) -> list[str]:
+    """What of the options the model cannot do: steps, layers, sizes."""
+    problems = []
+    name = options.scheduler
+    most = schedulers.max_steps(name if name is not None else "ddim", configs["scheduler"])
+    if options.steps > most:
+        who = name if name is not None else "the model's scheduler"
+        problems.append(f"--steps: {who} can do {most} at most, not {options.steps}")
+    layers = configs["text_encoder"].get("num_hidden_layers", 12)
+    if options.clip_skip >= layers:
+        problems.append(f"--clip-skip: the text encoder has {layers} layers; one must stay")
     multiple = side_multiple(configs)
     for side in ("width", "height"):
         value = getattr(options, side)
         if value is not None and value % multiple:
             nearest = max(1, round(value / multiple)) * multiple
             problems.append(f"--{side} must be a multiple of {multiple}; the nearest is {nearest}")
-    if problems:
-        raise UserError("; ".join(problems))
+    return problems
 
 
 def side_multiple(configs: Mapping[str, Any] | None) -> int:
     """What a picture's sides must be multiples of; 8 where the model is not known yet."""
     if configs is None:
         return 8
-    return 2 ** (len(configs["vae"].get("block_out_channels", [1])) - 1)
+    return latent_factor(configs["vae"])
 
 
 def _configurations(model: str, arguments: argparse.Namespace) -> Mapping[str, Any] | None:
     """Check the model's files as the loader will; None where that is later. Raises ModelError."""
-    if is_hub_id(model) and not os.path.lexists(model):
+    if on_hub(model):
         return None
     if arguments.revision is not None:
         raise ModelError("--revision is for models of the hub (owner/name)")
@@ -196,7 +205,7 @@ def _other_adapters(
                 label = one.get("name", one.get("token", ""))
                 problems.append(
                     f"{option}: the picture was made with {label!r:.80} (SHA-256 {digest:.12}...); "
-                    f"give its file"
+                    "give its file"
                 )
         if any(digest not in wanted for digest in given):
             problems.append(f"{option}: not all of these files made the picture")

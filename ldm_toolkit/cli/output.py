@@ -1,16 +1,19 @@
 """Where pictures go: names from prompts, the meaning of -o, checks before any work is done."""
 
+import json
 import os
 import re
 import tempfile
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ldm_toolkit.errors import CannotWrite, UserError
 from ldm_toolkit.files import PICTURE_SUFFIXES
+from ldm_toolkit.recipe import Recipe
 
-__all__ = ["Destination", "destination", "grid_file", "slug", "steps_folder"]
+__all__ = ["Destination", "destination", "grid_file", "picture_line", "slug", "steps_folder"]
 
 _PORTS = (f"{port}{number}" for port in ("com", "lpt") for number in range(10))
 _RESERVED = {"con", "prn", "aux", "nul", *_PORTS}
@@ -51,6 +54,12 @@ def grid_file(picture: Path, *, overwrite: bool) -> Path:
         number += 1
         path = picture.with_name(f"{picture.stem}-grid-{number}{picture.suffix}")
     return path
+
+
+def picture_line(path: Path, recipe: Recipe, **about: Any) -> str:
+    """The line of JSON about a finished picture."""
+    line = {"path": str(path), "seed": recipe.seed, **about, "recipe": json.loads(recipe.to_json())}
+    return json.dumps(line, ensure_ascii=False)
 
 
 @dataclass(frozen=True, kw_only=True)

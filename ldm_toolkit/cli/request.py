@@ -93,9 +93,10 @@ def check(arguments: argparse.Namespace) -> Request | JobRequest:
     if options is not None and options.seed is None:
         # Drawn here, because names and the seeds of the other pictures follow from it.
         options = dataclasses.replace(options, seed=secrets.randbelow(2**32))
-    choice = None
+    choice, configs = None, None
     with problems.collected():
         choice, configs = choose_model(arguments, original)
+    with problems.collected():
         if options is not None:
             _check_options(options, configs)
     place = None
@@ -206,8 +207,7 @@ def _check_options(options: GenerateOptions, configs: Mapping[str, Any] | None) 
     """Whether prompts can be read and the model can do what is asked. Raises UserError."""
     parse_weights(options.prompt)
     parse_weights(options.negative_prompt)
-    if configs is not None:
-        check_fit(options, configs)
+    check_fit(options, configs)
 
 
 def _job_folder(output: str) -> Path:
@@ -331,6 +331,4 @@ def _given(arguments: argparse.Namespace, problems: Problems) -> dict[str, Any]:
         with problems.collected():
             del given["scheduler"]
             given["scheduler"] = schedulers.resolve_name(arguments.scheduler, classes=True)
-            if given.get("eta") and not schedulers.takes_eta(given["scheduler"]):
-                raise UserError(f"--eta: {given['scheduler']} knows no eta; ddim and tcd do")
     return given

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ldm_toolkit.models.configs import latent_factor
 from ldm_toolkit.models.identity import EmbeddingIdentity, LoraIdentity, ModelIdentity
 from ldm_toolkit.recipe import ModelDefaults
 
@@ -59,7 +60,7 @@ class Components:
     @property
     def latent_factor(self) -> int:
         """Pixels a latent position covers in each direction, 8."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return latent_factor(self.vae.config)
 
     @property
     def latent_scale(self) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ldm_toolkit.errors import ModelError
 
-__all__ = ["check_configs", "image_size"]
+__all__ = ["check_configs", "image_size", "latent_factor"]
 
 _MAX_WIDTH = 8192
 _MAX_LEVELS = 8
@@ -30,6 +30,11 @@ def check_configs(configs: Mapping[str, Mapping[str, Any]]) -> None:
     _check_vae(configs["vae"])
     _check_text_encoder(configs["text_encoder"])
     _check_scheduler(configs["scheduler"])
+
+
+def latent_factor(vae: Mapping[str, Any]) -> int:
+    """Pixels that a position of a VAE's latents covers in each direction."""
+    return 2 ** (len(vae.get("block_out_channels", [1])) - 1)
 
 
 def image_size(unet: Mapping[str, Any], factor: int) -> tuple[int, int]:

@@ -7,23 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ldm_toolkit import schedulers
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.files import staged_directory
+from ldm_toolkit.models.checks import PARTS
 from ldm_toolkit.models.components import Components
-from ldm_toolkit.models.configs import image_size
+from ldm_toolkit.models.configs import image_size, latent_factor
 from ldm_toolkit.models.identity import ModelIdentity
+from ldm_toolkit.models.networks import read_weights
 from ldm_toolkit.recipe import ModelDefaults
 
 __all__ = ["from_diffusers", "save_components", "to_diffusers"]
-
-_NETWORKS = {
-    "text_encoder": "model",
-    "vae": "diffusion_pytorch_model",
-    "unet": "diffusion_pytorch_model",
-}
 
 
 def to_diffusers(components: Components, scheduler: Any) -> Any:
@@ -61,7 +57,7 @@ def from_diffusers(pipeline: Any) -> Components:
         )
     scheduler = parts.pop("scheduler")
     config = dict(scheduler.config)
-    factor = 2 ** (len(parts["vae"].config.block_out_channels) - 1)
+    factor = latent_factor(parts["vae"].config)
     width, height = image_size(parts["unet"].config, factor)
     name = Path(str(pipeline.config.get("_name_or_path") or "")).name or type(pipeline).__name__
     defaults = ModelDefaults(
@@ -72,7 +68,7 @@ def from_diffusers(pipeline: Any) -> Components:
         guidance_rescale=0.0,
         multiple=factor,
     )
-    for network in _NETWORKS:
+    for network in PARTS:
         parts[network].eval().requires_grad_(False)
     identity = ModelIdentity(name, "", _tensors_sha256(parts))
     return Components(**parts, scheduler_config=config, identity=identity, defaults=defaults)
@@ -81,7 +77,7 @@ def from_diffusers(pipeline: Any) -> Components:
 def _tensors_sha256(parts: dict[str, Any]) -> str:
     """One SHA-256 over name, dtype, shape and bytes of every tensor, in sorted order."""
     total = hashlib.sha256()
-    for part in sorted(_NETWORKS):
+    for part in sorted(PARTS):
         for name, tensor in sorted(parts[part].state_dict().items()):
             plain = tensor.detach().cpu().contiguous()
             total.update(f"{part}.{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
@@ -99,7 +95,7 @@ def save_components(components: Components, folder: Path, scheduler: Any) -> Non
     if folder.exists():
         raise UserError(f"{folder} exists already; choose another name")
     with staged_directory(folder) as staging:
-        for name, stem in _NETWORKS.items():
+        for name, (stem, _) in PARTS.items():
             _save_network(getattr(components, name), components, staging / name, stem)
         components.tokenizer.save_pretrained(staging / "tokenizer")
         scheduler.save_pretrained(staging / "scheduler")
@@ -127,9 +123,7 @@ def _save_network(network: Any, components: Components, target: Path, stem: str)
     if not files or any(file.suffix != ".safetensors" for file in files):
         network.save_pretrained(target, safe_serialization=True)
         return
-    source: dict[str, torch.Tensor] = {}
-    for file in files:
-        source |= load_file(file)
+    source = read_weights(files)
     now = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     strange = now.keys() - source.keys()
     if strange:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_toolkit.errors import ModelError
+from ldm_toolkit.values import without_repeats
 
 __all__ = ["DTYPE_BYTES", "check_safetensors", "read_header"]
 
@@ -54,7 +55,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     """The header's JSON as a dictionary without repeated names."""
     try:
-        header = json.loads(raw.decode(), object_pairs_hook=_without_repeats)
+        header = json.loads(raw.decode(), object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"the header of {path.name} cannot be read: {error}") from error
     if not isinstance(header, dict):
@@ -62,13 +63,6 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     if len(header) > _MAX_TENSORS:
         raise ModelError(f"{path.name} claims over {_MAX_TENSORS} tensors")
     return header
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return result
 
 
 def _check_tensors(header: Mapping[str, Any], data_bytes: int, path: Path) -> None:

@@ -6,6 +6,7 @@ reads is asked for, in one variant, and what a model is, is looked at before its
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from ldm_toolkit.models.checks import (
     weight_names,
 )
 
-__all__ = ["Snapshot", "fetch_model", "is_hub_id"]
+__all__ = ["Snapshot", "fetch_model", "is_hub_id", "on_hub"]
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
@@ -46,6 +47,11 @@ class Snapshot:
 def is_hub_id(model: str | Path) -> bool:
     """Whether ``model`` looks like ``owner/name``."""
     return isinstance(model, str) and _HUB_ID.fullmatch(model) is not None
+
+
+def on_hub(model: str | Path) -> bool:
+    """Whether the name is a hub id and nothing here has that name."""
+    return is_hub_id(model) and not os.path.lexists(model)
 
 
 def fetch_model(

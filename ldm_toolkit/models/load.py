@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,9 +16,9 @@ from ldm_toolkit.files import sha256_file
 from ldm_toolkit.hardware import choose_device, choose_dtype, lay_out, set_attention
 from ldm_toolkit.models.checks import PICKLES, check_model_folder, check_tokenizer, check_vae_folder
 from ldm_toolkit.models.components import Components
-from ldm_toolkit.models.configs import check_configs, image_size
+from ldm_toolkit.models.configs import check_configs, image_size, latent_factor
 from ldm_toolkit.models.conversion import convert, measured_prediction
-from ldm_toolkit.models.hub import fetch_model, is_hub_id
+from ldm_toolkit.models.hub import fetch_model, on_hub
 from ldm_toolkit.models.identity import ModelIdentity, bundled_models, find_model, weights_sha256
 from ldm_toolkit.models.networks import build_network, read_weights
 from ldm_toolkit.models.single_file import Description, check_single_file, describe, is_single_file
@@ -74,7 +73,7 @@ def load_components(
     target = choose_device(device)
     computing = choose_dtype(dtype, target)
     places: dict[str, Any] = {"vae": _folder(vae), "tokenizer": _folder(tokenizer)}
-    hub = _on_hub(model)
+    hub = on_hub(model)
     if revision is not None and not hub:
         raise UserError(f"revision is for models of the hub (owner/name), not for {model}")
     if is_single_file(model):
@@ -90,11 +89,6 @@ def load_components(
         else:
             opened = _open_folder(find_model(model), **places, **reading)
     return _load(opened, target, computing, attention)
-
-
-def _on_hub(model: str | Path) -> bool:
-    """Whether the name is a hub id and nothing here has that name."""
-    return is_hub_id(model) and not os.path.lexists(model)
 
 
 def _folder(place: str | Path | None) -> Path | None:
@@ -240,7 +234,7 @@ def _card_text(card: Mapping[str, Any], key: str) -> str:
 
 def _defaults(opened: _Opened, configs: Configs, name: str) -> ModelDefaults:
     """What the model uses where the user says nothing: its card, else its configurations."""
-    factor = 2 ** (len(configs["vae"].get("block_out_channels", [1])) - 1)
+    factor = latent_factor(configs["vae"])
     width, height = image_size(configs["unet"], factor)
     values: dict[str, Any] = {
         "width": width,

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_toolkit.errors import NumericalError, UserError
+from ldm_toolkit.hardware import threads_per_process
 from ldm_toolkit.training import checkpoints
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.methods import Method
@@ -31,15 +31,9 @@ _BAD_STEPS = 3
 
 
 def set_threads(threads: int) -> int:
-    """Set torch's CPU threads and return their number.
-
-    accelerate and torchrun start processes with OMP_NUM_THREADS=1, which leaves training on one
-    core; 0 means the usable cores divided among the local processes.
-    """
+    """Set torch's CPU threads and return their number; 0 shares the cores among local processes."""
     if threads == 0:
-        affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-        usable = len(affinity(0)) if affinity is not None else os.cpu_count()
-        threads = max(1, (usable or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        threads = threads_per_process()
     torch.set_num_threads(threads)
     return threads
 

@@ -422,6 +422,18 @@ def check_whole(folder: Path, *, temporary: bool) -> None:
                 assert read_recipe(path).pixels_sha256 == pixels_sha256(open_image(path))
 
 
+def stop(child: Child, number: signal.Signals, seconds: float) -> int:
+    """Send a signal some time after the start; the exit code, which must be one that fits."""
+    child.wait_for_start()
+    time.sleep(seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child.pid, number)
+    code, text = child.finish()
+    assert code in (0, STOPS[number]), text
+    assert "Traceback" not in text
+    return code
+
+
 def stop_at_random_moments(
     server: Server, number: signal.Signals, count: int, model: Path, folder: Path
 ) -> None:
@@ -435,14 +447,7 @@ def stop_at_random_moments(
     for attempt in range(count):
         place = folder / str(attempt)
         child = server.start(*job, "-o", f"{place}/")
-        child.wait_for_start()
-        time.sleep(chance.uniform(0, duration))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, number)
-        code, text = child.finish()
-        codes.append(code)
-        assert code in (0, STOPS[number]), text
-        assert "Traceback" not in text
+        codes.append(stop(child, number, chance.uniform(0, duration)))
         if place.exists():
             check_whole(place, temporary=number == signal.SIGKILL)
             for path in place.glob("*.png"):

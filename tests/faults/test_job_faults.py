@@ -1,20 +1,15 @@
 """Jobs that are killed: whole pictures, and the same folder in the end."""
 
-import contextlib
-import os
 import random
 import signal
 import time
 from pathlib import Path
 
 import pytest
-from test_generate_faults import STOPS, Server, check_whole, server  # noqa: F401 - a fixture
+from samples import folder_bytes
+from test_generate_faults import STOPS, Server, check_whole, server, stop  # noqa: F401 - a fixture
 
 ROWS = 20
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def carry_on_after_kills(
@@ -33,26 +28,19 @@ def carry_on_after_kills(
     code, text = server.start(*words, "-o", f"{folder}/whole/").finish()
     assert code == 0, text
     duration = time.monotonic() - started
-    expected = contents(folder / "whole")
+    expected = folder_bytes(folder / "whole")
     assert len(expected) == ROWS + 1
     chance = random.Random(count)
     codes = []
     for attempt in range(count):
         place = folder / str(attempt)
         child = server.start(*words, "-o", f"{place}/")
-        child.wait_for_start()
-        time.sleep(chance.uniform(0, duration))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, number)
-        code, text = child.finish()
-        codes.append(code)
-        assert code in (0, STOPS[number]), text
-        assert "Traceback" not in text
+        codes.append(stop(child, number, chance.uniform(0, duration)))
         if place.exists():
             check_whole(place, temporary=number == signal.SIGKILL)
         code, text = server.start(*words, "-o", f"{place}/").finish()
         assert code == 0, text
-        assert contents(place) == expected
+        assert folder_bytes(place) == expected
     assert STOPS[number] in codes
 
 
