@@ -20,6 +20,7 @@ __all__ = [
     "ModelError",
     "NumericalError",
     "UserError",
+    "is_out_of_memory",
     "suggestion",
 ]
 
@@ -58,3 +59,16 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """The end of an error message: ``; did you mean 'euler'?`` or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is one of the forms that running out of memory takes in torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text
+        or "can't allocate memory" in text
+        or "not enough memory" in text
+        or "could not create a primitive" in text  # oneDNN's words for it
+    )

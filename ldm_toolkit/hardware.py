@@ -12,6 +12,7 @@ from ldm_toolkit.errors import UserError, suggestion
 __all__ = [
     "ATTENTION",
     "DTYPES",
+    "choose_attention",
     "choose_device",
     "choose_dtype",
     "cpu_capability",
@@ -123,11 +124,11 @@ def lay_out(networks: Iterable[Any], dtype: torch.dtype) -> str:
     return "channels_last"
 
 
-def set_attention(networks: Iterable[Any], name: str = "auto") -> str:
-    """Choose how attention is computed; returns the name, which a recipe holds.
+def choose_attention(name: str = "auto") -> str:
+    """The name of a way to compute attention that is available here. Raises UserError.
 
     "sdpa" is torch's own and the default, "sliced" computes a part of the heads at a time for small
-    memory, "xformers" needs that package and a GPU. Raises UserError.
+    memory, "xformers" needs that package and a GPU.
     """
     chosen = "sdpa" if name == "auto" else name
     known = [one for one in ATTENTION if one != "xformers" or find_spec("xformers") is not None]
@@ -137,6 +138,15 @@ def set_attention(networks: Iterable[Any], name: str = "auto") -> str:
             f"{chosen!r:.80} {reason}; available: {', '.join(['auto', *known])}"
             f"{suggestion(chosen, known)}"
         )
+    return chosen
+
+
+def set_attention(networks: Iterable[Any], name: str = "auto") -> str:
+    """Make networks compute attention in one of the ways; returns its name, for the recipe.
+
+    Raises UserError.
+    """
+    chosen = choose_attention(name)
     for network in networks:
         if chosen == "sliced" and hasattr(network, "set_attention_slice"):
             network.set_attention_slice("auto")

@@ -244,11 +244,8 @@ def _complete(pipe: LatentPipeline, job: Job, index: int) -> Recipe | None:
         whole = job.format == "jpg" or pixels_sha256(image) == recipe.pixels_sha256
     except UserError:
         return None
-    fits = (recipe.prompt, recipe.seed, recipe.batch_size) == (
-        options.prompt,
-        options.seed,
-        job.batch_size,
-    )
+    fits = (recipe.prompt, recipe.seed) == (options.prompt, options.seed)
+    fits = fits and recipe.batch_size <= job.batch_size  # less where memory ran out
     if recipe.model.get("sha256") != pipe.identity.sha256:
         raise UserError(f"{path} was made by another model; take an empty folder for this one")
     return recipe if whole and fits else None

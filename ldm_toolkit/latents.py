@@ -1,13 +1,16 @@
 """Latents: the seed rule, the first noise, the way from pictures and back."""
 
+import contextlib
 import copy
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ldm_toolkit.compilation import explained
 from ldm_toolkit.errors import NumericalError, UserError
 from ldm_toolkit.models.components import Components
 
@@ -108,21 +111,37 @@ def slerp(start: torch.Tensor, end: torch.Tensor, weight: float) -> torch.Tensor
 
 
 @torch.no_grad()
-def decode_latents(latents: torch.Tensor, components: Components) -> torch.Tensor:
+def decode_latents(
+    latents: torch.Tensor, components: Components, *, tiled: bool = False
+) -> torch.Tensor:
     """Latents -> pixels from -1 to 1 and a little beyond: (B, C, h, w) -> (B, 3, H, W) float32.
 
     One picture at a time: equal bits in every batch, and memory for one picture. Where half
     precision overflows, as the VAE of Stable Diffusion 2 does in float16, the picture is decoded
-    once more in float32. Raises NumericalError for NaN or infinity, which would be a black picture.
+    once more in float32. ``tiled`` takes a part of a large picture at a time, by diffusers' tiles:
+    less memory, but the VAE's normalisation sees the part alone, so colours differ a little.
+    Raises NumericalError for NaN or infinity, which would be a black picture.
     """
     scaled = latents.to(components.device).float() / components.latent_scale
     scaled = scaled + components.latent_shift
-    return torch.cat([_decode_one(one[None], components) for one in scaled])
+    with _tiles(components.vae, tiled):
+        return torch.cat([_decode_one(one[None], components) for one in scaled])
+
+
+@contextlib.contextmanager
+def _tiles(vae: Any, tiled: bool) -> Iterator[None]:
+    """The VAE works in tiles meanwhile."""
+    before, vae.use_tiling = vae.use_tiling, tiled
+    try:
+        yield
+    finally:
+        vae.use_tiling = before
 
 
 def _decode_one(scaled: torch.Tensor, components: Components) -> torch.Tensor:
     """The VAE's answer to (1, C, h, w) float32, (1, 3, H, W) float32. Raises NumericalError."""
-    pixels = components.vae.decode(scaled.to(components.dtype)).sample.float()
+    with explained():
+        pixels = components.vae.decode(scaled.to(components.dtype)).sample.float()
     if torch.isfinite(pixels).all():
         return pixels
     dtype = str(components.dtype).removeprefix("torch.")
@@ -149,6 +168,8 @@ def pixels_to_pil(pixels: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(one.permute(1, 2, 0).cpu().numpy()) for one in levels]
 
 
-def latents_to_pil(latents: torch.Tensor, components: Components) -> list[Image.Image]:
-    """Latents as RGB pictures: (B, C, h, w) -> B pictures of W x H."""
-    return pixels_to_pil(decode_latents(latents, components))
+def latents_to_pil(
+    latents: torch.Tensor, components: Components, *, tiled: bool = False
+) -> list[Image.Image]:
+    """Latents as RGB pictures: (B, C, h, w) -> B pictures of W x H. See ``decode_latents``."""
+    return pixels_to_pil(decode_latents(latents, components, tiled=tiled))

@@ -9,6 +9,7 @@ from PIL import Image
 from ldm_toolkit import latents as latents_
 from ldm_toolkit import prompts as prompts_
 from ldm_toolkit import schedulers
+from ldm_toolkit.compilation import explained
 from ldm_toolkit.denoise import StepInfo
 from ldm_toolkit.given import prompt_list
 from ldm_toolkit.models.components import Components
@@ -81,7 +82,10 @@ class Parts:
         if components.memory_format == "channels_last":
             model_input = model_input.contiguous(memory_format=torch.channels_last)
         embeddings = embeddings.to(components.device, components.dtype)
-        prediction = components.unet(model_input, timestep, embeddings, return_dict=False)[0]
+        if not isinstance(timestep, torch.Tensor):  # a compiled network is made anew for a number
+            timestep = torch.tensor(timestep, device=components.device)
+        with explained():
+            prediction = components.unet(model_input, timestep, embeddings, return_dict=False)[0]
         return prediction.contiguous()
 
     def _predict(

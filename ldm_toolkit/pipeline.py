@@ -16,11 +16,13 @@ from PIL import Image
 from ldm_toolkit import latents as latents_
 from ldm_toolkit import prompts as prompts_
 from ldm_toolkit import schedulers
+from ldm_toolkit.compilation import compile_networks
 from ldm_toolkit.denoise import denoise
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.given import Given, batch_of, prompt_list, seed_list
 from ldm_toolkit.guidance import Guidance
-from ldm_toolkit.hardware import cpu_capability
+from ldm_toolkit.hardware import cpu_capability, set_attention
+from ldm_toolkit.memory import Room
 from ldm_toolkit.models import adapters, exchange
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.identity import DEFAULT_MODEL, ModelIdentity
@@ -36,7 +38,7 @@ class LatentPipeline(Parts):
     """A Stable Diffusion model that draws: ``pipe("a dog wearing hat").images[0]``."""
 
     def __init__(self, components: Components, *, scheduler: str | None = None) -> None:
-        self.components = components
+        self._use(components)
         self._defaults = components.defaults
         if scheduler is not None:
             name = schedulers.resolve_name(scheduler, classes=True)
@@ -57,6 +59,7 @@ class LatentPipeline(Parts):
         offline: bool | None = None,
         allow_pickle: bool = False,
         attention: str = "auto",
+        compile: bool = False,
     ) -> "LatentPipeline":
         """Load a bundled name, a hub id, a folder in the diffusers layout or a checkpoint file.
 
@@ -77,6 +80,7 @@ class LatentPipeline(Parts):
             offline=offline,
             allow_pickle=allow_pickle,
             attention=attention,
+            compile=compile,
         )
         return cls(components, scheduler=scheduler)
 
@@ -104,15 +108,22 @@ class LatentPipeline(Parts):
 
         Raises ModelError, also when any of its tensors has no place in the model.
         """
-        self.components = adapters.load_lora(self.components, path, scale, name)
+        self._use(adapters.load_lora(self.components, path, scale, name))
 
     def unload_loras(self) -> None:
         """Take all LoRAs away; the weights are the same bits as before the first."""
-        self.components = adapters.unload_loras(self.components)
+        self._use(adapters.unload_loras(self.components))
 
     def load_embedding(self, path: str | Path, token: str | None = None) -> None:
         """Teach prompts the word of a textual inversion. Raises ModelError and UserError."""
-        self.components = adapters.load_embedding(self.components, path, token)
+        self._use(adapters.load_embedding(self.components, path, token))
+
+    def _use(self, components: Components) -> None:
+        """Go on with other networks."""
+        if components.compiled:
+            compile_networks(components.unet, components.vae, components.device)
+        self.components = components
+        self._remembered = prompts_.Remembered()
 
     @property
     def identity(self) -> ModelIdentity:
@@ -307,6 +318,7 @@ class LatentPipeline(Parts):
             memory_format=components.memory_format,
             batch_size=batch_size,
             attention=components.attention,
+            compile=components.compiled,
             loras=[dataclasses.asdict(lora) for lora in components.loras],
             embeddings=[dataclasses.asdict(embedding) for embedding in components.embeddings],
             versions=dict(_versions()),
@@ -323,6 +335,7 @@ class LatentPipeline(Parts):
             self.components,
             guided=Guidance.of(first).active,
             clip_skip=first.clip_skip,
+            remembered=self._remembered,
         )
 
     def _run(
@@ -340,21 +353,36 @@ class LatentPipeline(Parts):
             conditioning = self._conditioning(batch)
         generators = latents_.make_generators([recipe.seed for recipe in batch])
         start = given.start(solver, first, components, generators)
+        room = Room(
+            first.batch_size,
+            tiled=first.vae_tiling,
+            decode=functools.partial(latents_.latents_to_pil, components=components),
+            slice_attention=self._slice_attention,
+        )
         steps = denoise(
-            functools.partial(self._predict, start.beside),
+            room.fitted(self._predict, start.beside),
             solver,
             start.latents,
             conditioning,
             Guidance.of(first),
             generators,
-            self.latents_to_pil,
+            room.decode,
             begin=start.begin,
             eta=first.eta,
             blend=start.blend,
         )
         if missing:
             steps = (step.first(len(recipes)) for step in steps)
-        return Run(steps, recipes, len(solver.timesteps) - start.begin, self.latents_to_pil)
+        return Run(steps, recipes, len(solver.timesteps) - start.begin, room)
+
+    def _slice_attention(self) -> bool:
+        """Compute attention in slices from now on; False where that is so already."""
+        components = self.components
+        if components.attention == "sliced":
+            return False
+        attention = set_attention([components.unet, components.vae], "sliced")
+        self.components = dataclasses.replace(components, attention=attention)
+        return True
 
 
 @functools.cache

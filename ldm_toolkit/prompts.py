@@ -12,7 +12,7 @@ from ldm_toolkit.errors import UserError
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.tokens import Chunk, chunk_prompt, tokenize
 
-__all__ = ["Conditioning", "encode", "encode_prompt", "tokenize"]
+__all__ = ["Conditioning", "Remembered", "encode", "encode_prompt", "tokenize"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Conditioning:
         if self.negative is None:
             return Conditioning(positive)
         return Conditioning(positive, torch.lerp(self.negative[:1], self.negative[1:], weight))
+
+    def __getitem__(self, rows: torch.Tensor) -> "Conditioning":
+        """That of some of the pictures."""
+        negative = self.negative[rows] if self.negative is not None else None
+        return Conditioning(self.positive[rows], negative)
 
     def batch(self, guided: bool) -> torch.Tensor:
         """What the UNet gets: (2B, T, D) with the negative half first, or (B, T, D)."""
@@ -72,20 +77,50 @@ class _Encoder:
         return SimpleNamespace(last_hidden_state=self.hidden(ids, mask))
 
 
+class Remembered:
+    """The embeddings of one model's last prompts, so that a job encodes its negative prompt once.
+
+    ``most`` bounds the memory: 15 MB for prompts of one chunk in bfloat16.
+    """
+
+    def __init__(self, most: int = 128) -> None:
+        self._most = most
+        self._embeddings: dict[tuple[int, str], torch.Tensor] = {}
+
+    def get(self, clip_skip: int, prompt: str) -> torch.Tensor | None:
+        """The embedding of a prompt, if it was one of the last."""
+        found = self._embeddings.pop((clip_skip, prompt), None)
+        if found is not None:
+            self._embeddings[clip_skip, prompt] = found  # a dict is in the order of insertion
+        return found
+
+    def put(self, clip_skip: int, prompt: str, embedding: torch.Tensor) -> None:
+        """Remember an embedding, and forget the one that was not used for longest."""
+        self._embeddings[clip_skip, prompt] = embedding
+        if len(self._embeddings) > self._most:
+            del self._embeddings[next(iter(self._embeddings))]
+
+
 class _PromptEncoder:
     """Encodes prompts, each once; compel is imported when the first weight is met."""
 
-    def __init__(self, components: Components, clip_skip: int) -> None:
+    def __init__(
+        self, components: Components, clip_skip: int, remembered: Remembered | None = None
+    ) -> None:
         self._tokenizer = components.tokenizer
         self._encoder = _Encoder(components, clip_skip)
-        self._known: dict[str, torch.Tensor] = {}
+        self._skip = clip_skip
+        self._remembered = remembered if remembered is not None else Remembered()
 
     def __call__(self, prompt: str) -> torch.Tensor:
         """A prompt of n chunks -> (1, 77 n, D) in the model's dtype."""
-        if prompt not in self._known:
-            chunks = chunk_prompt(prompt, self._tokenizer)
-            self._known[prompt] = torch.cat([self._chunk(chunk) for chunk in chunks], dim=1)
-        return self._known[prompt]
+        known = self._remembered.get(self._skip, prompt)
+        if known is not None:
+            return known
+        chunks = chunk_prompt(prompt, self._tokenizer)
+        embedding = torch.cat([self._chunk(chunk) for chunk in chunks], dim=1)
+        self._remembered.put(self._skip, prompt, embedding)
+        return embedding
 
     def padded(self, embedding: torch.Tensor, length: int) -> torch.Tensor:
         """An embedding with the empty prompt's behind it, up to ``length`` tokens."""
@@ -140,15 +175,18 @@ def encode(
     *,
     guided: bool,
     clip_skip: int = 0,
+    remembered: Remembered | None = None,
 ) -> Conditioning:
     """Embeddings of the prompts of B pictures and, when guided, of their negative prompts.
 
     One prompt at a time, so that its embedding has the same bits in every batch; equal prompts are
-    encoded once. The empty prompt fills those up that have fewer chunks than the longest.
-    ``clip_skip`` concerns the positive half only, as in diffusers. Raises UserError.
+    encoded once, and not at all when ``remembered`` from earlier. The empty prompt fills those up
+    that have fewer chunks than the longest. ``clip_skip`` concerns the positive half only, as in
+    diffusers. Raises UserError.
     """
-    encoder = _PromptEncoder(components, clip_skip)
-    plain = _PromptEncoder(components, 0) if clip_skip else encoder
+    remembered = remembered if remembered is not None else Remembered()
+    encoder = _PromptEncoder(components, clip_skip, remembered)
+    plain = _PromptEncoder(components, 0, remembered) if clip_skip else encoder
     positive = [encoder(prompt) for prompt in prompts]
     negative = [plain(prompt) for prompt in negatives] if guided else []
     length = max(embedding.shape[1] for embedding in (*positive, *negative))

@@ -30,6 +30,8 @@ MAX_SEED = 2**63 - 1
 MAX_SIDE = 8192
 MAX_STEPS = 1000
 MAX_LAYERS = 64
+# Pixels of a picture beyond which the VAE works in tiles: it needs 2 KB a pixel in float32.
+TILED_FROM = 1536 * 1536
 _MAX_JSON = 1 << 20
 _MAX_DEPTH = 16
 
@@ -119,6 +121,7 @@ class Execution:
     batch_size: int
     attention: str
     versions: dict[str, str]
+    compile: bool = False
     loras: list[dict[str, Any]] = field(default_factory=list)
     embeddings: list[dict[str, Any]] = field(default_factory=list)
 
@@ -139,7 +142,8 @@ class Recipe:
 
     ``model`` holds name, revision and sha256 of the weights. ``pixels_sha256`` is the hash of the
     finished picture's RGB pixels, None before it exists; the other hashes are of inputs, None
-    where there was none. Raises UserError for wrong types.
+    where there was none. ``vae_slicing``: the VAE took one picture at a time, as it always does.
+    Raises UserError for wrong types.
     """
 
     schema: int = 1
@@ -169,6 +173,9 @@ class Recipe:
     image_sha256: str | None = None
     mask_sha256: str | None = None
     latents_sha256: str | None = None
+    compile: bool = False
+    vae_slicing: bool = True
+    vae_tiling: bool = False
     loras: list[dict[str, Any]] = field(default_factory=list)
     embeddings: list[dict[str, Any]] = field(default_factory=list)
     pixels_sha256: str | None = None
@@ -279,6 +286,7 @@ def resolve(
         image_sha256=inputs.image_sha256,
         mask_sha256=inputs.mask_sha256,
         latents_sha256=inputs.latents_sha256,
+        vae_tiling=width * height > TILED_FROM,
         **{item.name: getattr(execution, item.name) for item in dataclasses.fields(execution)},
     )
 
@@ -339,6 +347,9 @@ def _recipe_problems(recipe: Recipe) -> list[str]:
     if recipe.strength is not None:
         problems += number_problem("strength", recipe.strength, 1)
     problems += _interval_problem(recipe.guidance_interval)
+    for name in ("compile", "vae_slicing", "vae_tiling"):
+        if type(getattr(recipe, name)) is not bool:
+            problems.append(f"{name} must be true or false")
     for name in ("scheduler_config", "model", "versions"):
         if not isinstance(getattr(recipe, name), dict):
             problems.append(f"{name} must be an object")

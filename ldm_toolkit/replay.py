@@ -30,6 +30,9 @@ _LAST_BITS = (
     "batch_size",
     "memory_format",
     "attention",
+    "compile",
+    "vae_slicing",
+    "vae_tiling",
     "versions",
 )
 _NO_REASON = ("schema", "pixels_sha256")

@@ -269,8 +269,7 @@ def max_steps(name: str, scheduler_config: Mapping[str, Any]) -> int:
     trained = int(scheduler_config.get("num_train_timesteps", 1000))
     if resolve_name(name, classes=True) in ("lcm", "tcd"):
         return min(trained, int(scheduler_config.get("original_inference_steps", 50)))
-    # At as many steps as were trained diffusers' multistep solvers divide by zero.
-    return max(1, trained - 1)
+    return trained
 
 
 def takes_eta(name: str) -> bool:
@@ -286,10 +285,15 @@ def set_steps(scheduler: Any, steps: int, device: Any = None) -> int:
 
     Starting at index 0 is said: diffusers looks the first timestep up and takes the second of two
     equal ones, which happens with many karras steps. With hundreds of steps the steps_offset of
-    the model counts past the last timestep that was trained; there it is left out.
+    the model counts past the last timestep that was trained; there it is left out. As many steps
+    as were trained are each timestep once, last to first: the other spacings of diffusers repeat
+    one, and its multistep solvers then divide by zero.
     """
+    trained = scheduler.config.num_train_timesteps
+    if steps == trained:
+        scheduler.register_to_config(timestep_spacing="trailing", steps_offset=0)
     scheduler.set_timesteps(steps, device=device)
-    if scheduler.timesteps.max() >= scheduler.config.num_train_timesteps:
+    if scheduler.timesteps.max() >= trained:
         scheduler.register_to_config(steps_offset=0)
         scheduler.set_timesteps(steps, device=device)
     if hasattr(scheduler, "set_begin_index"):

@@ -22,7 +22,7 @@ from ldm_toolkit.cli.options import parse
 from ldm_toolkit.cli.output import grid_file, picture_line, steps_folder
 from ldm_toolkit.cli.request import JobRequest, Request, check
 from ldm_toolkit.cli.terminal import Stop, Stopped, follow, note, one_line, stoppable, to_stdout
-from ldm_toolkit.errors import CannotWrite, LdmToolkitError
+from ldm_toolkit.errors import CannotWrite, LdmToolkitError, is_out_of_memory
 from ldm_toolkit.files import staged_directory
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _report(error: Exception, *, debug: bool) -> int:
     """Say what happened in one line; return the exit code."""
     if isinstance(error, LdmToolkitError):
         code, text = error.exit_code, str(error)
-    elif _out_of_memory(error):
+    elif is_out_of_memory(error):
         code = 1
         text = (
             "out of memory; try a smaller --width and --height (or --dim), --dtype bfloat16, "
@@ -94,19 +94,6 @@ def _report(error: Exception, *, debug: bool) -> int:
             text += "; run again with --debug for the traceback"
     note(f"error: {text}")
     return code
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether ``error`` is one of the forms that running out of memory takes in torch."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text
-        or "can't allocate memory" in text
-        or "not enough memory" in text
-        or "could not create a primitive" in text  # oneDNN's words for it
-    )
 
 
 def _prepare_process(request: Request | JobRequest, *, debug: bool) -> None:
@@ -129,7 +116,9 @@ def _prepare_process(request: Request | JobRequest, *, debug: bool) -> None:
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.ERROR, format="ldm-gen: %(message)s")
     if not request.quiet:
-        logging.getLogger("ldm_toolkit").setLevel(logging.WARNING)
+        # How long the compiler took is news only to who asked for it.
+        level = logging.INFO if request.choice.compile else logging.WARNING
+        logging.getLogger("ldm_toolkit").setLevel(level)
 
 
 def _show_tokens(request: Request) -> None:

@@ -1,7 +1,9 @@
 """From a command line's choice of a model to the pipeline."""
 
+import dataclasses
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ldm_toolkit.cli.model import ModelChoice
 from ldm_toolkit.cli.terminal import note
@@ -9,6 +11,7 @@ from ldm_toolkit.errors import UserError
 
 if TYPE_CHECKING:
     from ldm_toolkit.pipeline import LatentPipeline
+    from ldm_toolkit.recipe import Recipe
     from ldm_toolkit.replay import Original
 
 __all__ = ["load_pipeline", "threads_for"]
@@ -24,13 +27,12 @@ def load_pipeline(
         import torch
 
         torch.set_num_threads(threads)
-    device, dtype = choice.device, choice.dtype
     if original is not None:
-        device, dtype = _as_recorded(device, dtype, original)
+        choice = _as_recorded(choice, original.recipe)
     pipe = LatentPipeline.from_pretrained(
         choice.model,
-        device=device,
-        dtype=dtype,
+        device=choice.device,
+        dtype=choice.dtype,
         vae=choice.vae,
         tokenizer=choice.tokenizer,
         revision=choice.revision,
@@ -38,6 +40,7 @@ def load_pipeline(
         offline=choice.offline or None,
         allow_pickle=choice.allow_pickle,
         attention=choice.attention,
+        compile=choice.compile,
     )
     for path, scale in choice.loras:
         pipe.load_lora(path, scale)
@@ -56,24 +59,31 @@ def threads_for(asked: int | None, original: "Original | None") -> int | None:
     return recorded if recorded <= (os.cpu_count() or 1) else None
 
 
-def _as_recorded(device: str, dtype: str, original: "Original") -> tuple[str, str]:
-    """What was asked for, or what the replayed picture was made with where this machine has it."""
-    from ldm_toolkit.hardware import choose_device, choose_dtype
+def _as_recorded(choice: ModelChoice, recipe: "Recipe") -> ModelChoice:
+    """The choice with what the picture was made with, where nothing was asked for.
 
-    recipe = original.recipe
-    if device == "auto":
+    Where this machine lacks it the person is told, and it computes as it can.
+    """
+    from ldm_toolkit.hardware import choose_attention, choose_device, choose_dtype
+
+    changes: dict[str, Any] = {"compile": choice.compile or recipe.compile}
+    checks: dict[str, Callable[[str], object]] = {
+        "device": choose_device,
+        "dtype": lambda name: choose_dtype(name, choose_device(device)),
+        "attention": choose_attention,
+    }
+    device = choice.device
+    for name, check in checks.items():
+        if getattr(choice, name) != "auto":
+            continue
         try:
-            choose_device(recipe.device)
-            device = recipe.device
+            check(getattr(recipe, name))
         except UserError as error:
-            note(f"{error}; the picture is made on another device than it was")
-    if dtype == "auto":
-        try:
-            choose_dtype(recipe.dtype, choose_device(device))
-            dtype = recipe.dtype
-        except UserError as error:
-            note(f"{error}; the picture is made with another dtype than it was")
-    return device, dtype
+            note(f"{error}; the picture is made with another {name} than it was")
+        else:
+            changes[name] = getattr(recipe, name)
+            device = changes.get("device", device)
+    return dataclasses.replace(choice, **changes)
 
 
 def _compare_weights(original: "Original", pipe: "LatentPipeline") -> None:

@@ -40,6 +40,7 @@ class ModelChoice:
     offline: bool
     allow_pickle: bool
     attention: str
+    compile: bool
     loras: tuple[tuple[Path, float], ...]
     embeddings: tuple[tuple[Path, str | None], ...]
 
@@ -49,6 +50,7 @@ class ModelChoice:
             "device": self.device,
             "dtype": self.dtype,
             "attention": self.attention,
+            "compile": self.compile,
             "threads": threads,
             "loras": [(sha256_file(path), scale) for path, scale in self.loras],
             "embeddings": [(sha256_file(path), word) for path, word in self.embeddings],
@@ -99,6 +101,7 @@ def choose_model(
         offline=arguments.offline,
         allow_pickle=arguments.allow_pickle,
         attention=arguments.attention,
+        compile=arguments.compile,
         loras=loras,
         embeddings=embeddings,
     )

@@ -33,6 +33,7 @@ class Components:
     defaults: ModelDefaults
     memory_format: str = field(default="contiguous")
     attention: str = field(default="sdpa")
+    compiled: bool = False
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     loras: tuple[LoraIdentity, ...] = ()
     embeddings: tuple[EmbeddingIdentity, ...] = ()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ldm_toolkit import schedulers
+from ldm_toolkit.compilation import compile_networks
 from ldm_toolkit.errors import ModelError, UserError
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.hardware import choose_device, choose_dtype, lay_out, set_attention
@@ -61,13 +62,14 @@ def load_components(
     offline: bool | None = None,
     allow_pickle: bool = False,
     attention: str = "auto",
+    compile: bool = False,
 ) -> Components:
     """Load a bundled model, a hub id, a folder in the diffusers layout or a single checkpoint file.
 
     ``vae`` and ``tokenizer`` are folders in place of the model's own. ``revision`` and ``offline``
     are for hub ids, ``variant`` ("fp16") for those and for folders. ``allow_pickle`` reads ``.bin``
-    and ``.ckpt`` with torch's weights-only loader. ``attention`` is one of ``hardware.ATTENTION``.
-    Everything is checked before a loader sees it.
+    and ``.ckpt`` with torch's weights-only loader. ``attention`` is one of ``hardware.ATTENTION``;
+    ``compile``: see ``compilation``. Everything is checked before a loader sees it.
     Raises ModelError and UserError.
     """
     target = choose_device(device)
@@ -88,7 +90,11 @@ def load_components(
             opened = dataclasses.replace(opened, name=str(model), revision=fetched.commit)
         else:
             opened = _open_folder(find_model(model), **places, **reading)
-    return _load(opened, target, computing, attention)
+    components = _load(opened, target, computing, attention)
+    if not compile:
+        return components
+    compile_networks(components.unet, components.vae, target)
+    return dataclasses.replace(components, compiled=True)
 
 
 def _folder(place: str | Path | None) -> Path | None:

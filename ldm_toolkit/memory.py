@@ -1,0 +1,143 @@
+"""How a run fits into memory: smaller where it does not, and honest about it in the recipe.
+
+Fewer pictures at once have the bits of a run with that batch size, because everything but the UNet
+takes one picture at a time already.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from ldm_toolkit.denoise import Predict, StepInfo
+from ldm_toolkit.errors import is_out_of_memory
+from ldm_toolkit.prompts import Conditioning
+
+__all__ = ["Room"]
+
+_log = logging.getLogger(__name__)
+
+# Inpainting mask and picture (or None), then what Predict takes.
+PredictBeside = Callable[
+    [torch.Tensor | None, torch.Tensor, torch.Tensor, Conditioning, StepInfo], torch.Tensor
+]
+
+
+class Decode(Protocol):
+    """Latents (B, C, h, w) -> pictures, in tiles or whole."""
+
+    def __call__(self, latents: torch.Tensor, *, tiled: bool) -> list[Image.Image]:
+        """Decode."""
+        ...
+
+
+class Room:
+    """What a run computes at once; out of memory makes it less, step by step.
+
+    First the batch is halved down to one picture, then attention is sliced; the VAE goes over to
+    tiles. ``slice_attention`` changes the networks and answers whether that was still to do.
+    """
+
+    def __init__(
+        self, batch_size: int, *, tiled: bool, decode: Decode, slice_attention: Callable[[], bool]
+    ) -> None:
+        self._together = batch_size
+        self._tiled = tiled
+        self._decode = decode
+        self._slice_attention = slice_attention
+        self._changes: dict[str, Any] = {}
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The fields of the recipe that came out otherwise than was planned."""
+        return dict(self._changes)
+
+    def fitted(self, predict: PredictBeside, beside: torch.Tensor | None) -> Predict:
+        """The UNet over as many pictures at once as there is memory for."""
+
+        def over_parts(
+            latents: torch.Tensor,
+            timestep: torch.Tensor,
+            conditioning: Conditioning,
+            step: StepInfo,
+        ) -> torch.Tensor:
+            while True:
+                with _unless_out_of_memory(self._shrink):
+                    answers = [
+                        predict(
+                            _rows(beside, part), latents[part], timestep, conditioning[part], step
+                        )
+                        for part in self._parts(len(latents))
+                    ]
+                    return _joined(answers, len(latents), step.guided)
+
+        return over_parts
+
+    def decode(self, latents: torch.Tensor) -> list[Image.Image]:
+        """The pictures of latents (B, C, h, w)."""
+        while True:
+            with _unless_out_of_memory(self._tile):
+                return self._decode(latents, tiled=self._tiled)
+
+    def _parts(self, count: int) -> Iterator[torch.Tensor]:
+        """Rows that go together; the last ones repeat a row where a part is not full."""
+        for start in range(0, count, self._together):
+            part = torch.arange(start, start + min(self._together, count))
+            yield part.clamp(max=count - 1)
+
+    def _shrink(self, reason: str) -> bool:
+        """Make the UNet's next attempt smaller; False where nothing is left to do."""
+        if self._together > 1:
+            self._together = -(-self._together // 2)
+            self._changes["batch_size"] = self._together
+            _log.warning("out of memory; going on with a batch of %d (%s)", self._together, reason)
+            return True
+        if self._slice_attention():
+            self._changes["attention"] = "sliced"
+            _log.warning("out of memory; going on with sliced attention (%s)", reason)
+            return True
+        return False
+
+    def _tile(self, reason: str) -> bool:
+        """Make the VAE's next attempt smaller; False where nothing is left to do."""
+        if self._tiled:
+            return False
+        self._tiled = self._changes["vae_tiling"] = True
+        _log.warning("out of memory; going on with the VAE in tiles (%s)", reason)
+        return True
+
+
+@contextlib.contextmanager
+def _unless_out_of_memory(smaller: Callable[[str], bool]) -> Iterator[None]:
+    """Swallow running out of memory where ``smaller`` knows what to do about it.
+
+    By then nothing holds the failed attempt's tensors any more, not even the traceback.
+    """
+    try:
+        yield
+        return
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        if not smaller(reason):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _rows(tensor: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor | None:
+    return None if tensor is None else tensor[part]
+
+
+def _joined(answers: list[torch.Tensor], count: int, guided: bool) -> torch.Tensor:
+    """The answers to parts as the answer to all, (2B or B, C, h, w), negative halves first."""
+    if len(answers) == 1:
+        return answers[0]
+    if not guided:
+        return torch.cat(answers)[:count]
+    halves = zip(*(answer.chunk(2) for answer in answers), strict=True)
+    return torch.cat([torch.cat(half)[:count] for half in halves])
