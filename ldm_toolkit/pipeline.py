@@ -390,7 +390,7 @@ def _versions() -> tuple[tuple[str, str], ...]:
     """Versions of what computes a picture, as recipes hold them."""
     from ldm_toolkit import __version__
 
-    others = ("torch", "diffusers", "transformers")
+    others = ("torch", "diffusers", "transformers", "peft", "compel")
     return (
         ("ldm_toolkit", __version__),
         *((name, importlib.metadata.version(name)) for name in others),

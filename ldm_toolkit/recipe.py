@@ -239,16 +239,7 @@ def resolve(
     ``options.scheduler`` must be a canonical name already. Raises UserError for sizes that the
     model cannot draw and for a strength that has nothing to act on.
     """
-    own = inputs.size if inputs.size is not None else (defaults.width, defaults.height)
-    # A few pixels less, where an image does not fit the latents.
-    fitting = [max(1, side // defaults.multiple) * defaults.multiple for side in own]
-    width = options.width if options.width is not None else fitting[0]
-    height = options.height if options.height is not None else fitting[1]
-    if inputs.size is not None and max(width, height) > MAX_SIDE:
-        raise UserError(
-            f"an image of {inputs.size[0]}x{inputs.size[1]} is too large; say what to make of it "
-            f"with width and height, {MAX_SIDE} at most"
-        )
+    width, height = _size(options, defaults, inputs)
     problems = [
         *_size_problem("width", width, defaults.multiple),
         *_size_problem("height", height, defaults.multiple),
@@ -289,6 +280,21 @@ def resolve(
         vae_tiling=width * height > TILED_FROM,
         **{item.name: getattr(execution, item.name) for item in dataclasses.fields(execution)},
     )
+
+
+def _size(options: GenerateOptions, defaults: ModelDefaults, inputs: Inputs) -> tuple[int, int]:
+    """(width, height) as asked, else the image's, else the model's. Raises UserError."""
+    own = inputs.size if inputs.size is not None else (defaults.width, defaults.height)
+    # A few pixels less, where an image does not fit the latents.
+    fitting = [max(1, side // defaults.multiple) * defaults.multiple for side in own]
+    width = options.width if options.width is not None else fitting[0]
+    height = options.height if options.height is not None else fitting[1]
+    if inputs.size is not None and max(width, height) > MAX_SIDE:
+        raise UserError(
+            f"an image of {inputs.size[0]}x{inputs.size[1]} is too large; say what to make of it "
+            f"with width and height, {MAX_SIDE} at most"
+        )
+    return width, height
 
 
 def _interval_problem(value: object) -> list[str]:

@@ -90,6 +90,32 @@ def test_the_same_picture_again(format: str, ldm_gen: Command, workdir: Path) ->
     assert len(os.listdir(workdir)) == 2
 
 
+def test_how_it_was_computed_is_asked_for_again(
+    ldm_gen: Command, pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ldm_gen("a cat", *QUICK).paths[0]
+    asked: list[dict[str, Any]] = []
+
+    def loaded(model: str, **options: Any) -> LatentPipeline:
+        asked.append(options)
+        return pipe
+
+    monkeypatch.setattr(LatentPipeline, "from_pretrained", loaded)
+    changed = dataclasses.replace(read_recipe(first), attention="sliced", compile=True)
+    save_image(open_image(first), "other.png", changed, overwrite=False)
+    ldm_gen("--replay", "other.png")
+    ldm_gen("--replay", "other.png", "--attention", "sdpa")
+    assert [(one["attention"], one["compile"]) for one in asked] == [
+        ("sliced", True),
+        ("sdpa", True),
+    ]
+    absent = dataclasses.replace(read_recipe(first), device="cuda", attention="xformers")
+    save_image(open_image(first), "absent.png", absent, overwrite=False)
+    told = ldm_gen("--replay", "absent.png").err
+    assert "made with another device than it was" in told
+    assert (asked[2]["device"], asked[2]["dtype"]) == ("auto", "float32")
+
+
 def test_a_lossy_picture_gives_the_lossless_one(ldm_gen: Command) -> None:
     first = ldm_gen("a cat", *QUICK, "-o", "a.jpg").paths[0]
     again = ldm_gen("--replay", first, "--quiet", "-o", "a.png")
@@ -208,7 +234,7 @@ def test_only_bundled_models_are_taken_by_name(
         {"scheduler": "nonsense"},
         {"seed": 2**63},
         {"width": 63},
-        {"steps": 1000},
+        {"steps": 51, "scheduler": "lcm"},
     ],
     ids=str,
 )

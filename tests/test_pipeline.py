@@ -168,6 +168,7 @@ class TestGuidance:
     def test_repeated_prompts_are_encoded_once(
         self, pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        pipe = LatentPipeline(pipe.components)  # one that remembers nothing yet
         calls = []
         encoder = type(pipe.components.text_encoder)
         forward = encoder.forward
@@ -179,6 +180,10 @@ class TestGuidance:
         monkeypatch.setattr(encoder, "forward", counting)
         pipe([PROMPT, "a cat", PROMPT], images_per_prompt=2, steps=1)
         assert calls == [(1, 77)] * 3  # two prompts and the empty negative one
+        pipe(["a cat", "a bird"], steps=1)
+        assert calls == [(1, 77)] * 4  # the last call's are remembered
+        pipe("a cat", steps=1, clip_skip=1)
+        assert calls == [(1, 77)] * 5
 
     def test_negative_prompt_and_guidance_zero(self, pipe: LatentPipeline) -> None:
         options: dict[str, Any] = {"steps": 2, "seed": 1, "scheduler": "ddim"}
@@ -328,7 +333,7 @@ class TestOptions:
             ({"height": 70}, "height must be a multiple of 8, not 70; the nearest is 72"),
             ({"width": 3}, "the nearest is 8"),
             ({"steps": 0}, "steps must be a whole number from 1"),
-            ({"steps": 1000}, "steps must be at most 999 with pndm"),
+            ({"steps": 1001}, "steps must be a whole number from 1 to 1000"),
             ({"steps": 51, "scheduler": "lcm"}, "steps must be at most 50 with lcm"),
             ({"scheduler": "eulr"}, "did you mean 'euler'"),
             ({"guidance": float("nan")}, "guidance must be a number"),

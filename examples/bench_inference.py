@@ -1,0 +1,302 @@
+"""Ours against diffusers' own pipeline: a whole picture, a step, memory, cold start, likeness.
+
+    python examples/bench_inference.py --only storybook     the bundled model
+    python examples/bench_inference.py                      and Stable Diffusion 1.5's shapes
+
+Every contender is a process of its own, with the same weights and threads; they take turns while
+the others wait, so that a noisy machine is noisy for all. Prints the README's tables. The weights
+of Stable Diffusion 1.5's shapes are random, made here: 2 GB in a temporary folder, and 14 GB of
+memory for all contenders together.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+CONTENDERS = {
+    "diffusers": "diffusers, its default (float32)",
+    "diffusers-bf16": "diffusers, bfloat16",
+    "ours": "ldm_toolkit",
+    "ours-compiled": "ldm_toolkit, `compile`",
+}
+PROMPT = "a dog wearing hat"
+GUIDANCE = 7.5
+SEED = 42
+# What a script without a pipeline imports and reads before it can begin.
+BARE = """
+import sys, time
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+folder = sys.argv[1]
+for part, one in {
+    "tokenizer": CLIPTokenizer, "text_encoder": CLIPTextModel, "vae": AutoencoderKL,
+    "unet": UNet2DConditionModel, "scheduler": DDIMScheduler,
+}.items():
+    one.from_pretrained(folder, subfolder=part)
+"""
+# `ldm-gen` up to the moment at which the UNet is called for the first time.
+FIRST_STEP = """
+import os, sys
+import ldm_toolkit.denoise as loop
+loop.denoise = lambda *_, **__: os._exit(0)
+import ldm_toolkit.cli.generate
+sys.exit(ldm_toolkit.cli.generate.main(sys.argv[1:]))
+"""
+
+
+def main() -> None:
+    """Run the contenders and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=("storybook", "sd15"), help="one of the two models")
+    parser.add_argument("--rounds", type=int, default=3, help="turns a contender (default: 3)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
+    parser.add_argument("--worker", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker is not None:
+        work(*arguments.worker, threads=arguments.threads)
+        return
+    print(f"{_processor()}, {arguments.threads} threads, {_versions()}")
+    if arguments.only != "sd15":
+        bench("the bundled model, 512x512, 50 steps", _bundled(), 50, arguments)
+        cold_start(arguments)
+    if arguments.only != "storybook":
+        with tempfile.TemporaryDirectory() as folder:
+            model = random_sd15(Path(folder) / "sd15")
+            bench("Stable Diffusion 1.5's shapes, 512x512, 4 steps", model, 4, arguments)
+
+
+def bench(title: str, model: Path, steps: int, arguments: argparse.Namespace) -> None:
+    """Let the contenders take turns and print their table."""
+    with tempfile.TemporaryDirectory() as pictures:
+        workers = {
+            name: _Worker(name, model, arguments.threads, Path(pictures))
+            for name in arguments.contenders
+        }
+        try:
+            for worker in workers.values():
+                worker.draw(2)  # warm: compiled, caches filled, allocator grown
+            for _ in range(arguments.rounds):
+                for worker in workers.values():
+                    worker.draw(steps)
+        finally:
+            for worker in workers.values():
+                worker.end()
+        _print_table(title, workers)
+
+
+class _Worker:
+    """A contender in a process of its own, which draws when it is told."""
+
+    def __init__(self, name: str, model: Path, threads: int, pictures: Path) -> None:
+        self.name = name
+        self.picture = pictures / f"{name}.npy"
+        self.answers: list[dict[str, Any]] = []
+        command = [sys.executable, __file__, "--worker", name, str(model)]
+        self._process = subprocess.Popen(
+            [*command, "--threads", str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._answer()
+
+    def draw(self, steps: int) -> None:
+        """Draw one picture; the first is the warm-up."""
+        order = json.dumps({"steps": steps, "picture": str(self.picture)})
+        print(order, file=self._process.stdin, flush=True)
+        self.answers.append(self._answer())
+
+    def end(self) -> None:
+        """Let the process end."""
+        self._process.communicate()
+
+    def median(self, key: str) -> float:
+        """Of a figure over the rounds, without the warm-up."""
+        return statistics.median(answer[key] for answer in self.answers[1:])
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._process.stdout.readline() if self._process.stdout is not None else ""
+        if not line:
+            sys.exit(f"{self.name} ended early; run it alone: --contenders {self.name}")
+        return json.loads(line)
+
+
+def work(name: str, folder: str, *, threads: int) -> None:
+    """The contender's process: load, then draw for each line on stdin."""
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(threads)
+    draw = _loaded(name, folder)
+    print(json.dumps({"loaded": True}), flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        began = time.perf_counter()
+        stamps: list[float] = []
+        picture = draw(order["steps"], stamps)
+        seconds = time.perf_counter() - began
+        between = [later - earlier for earlier, later in itertools.pairwise(stamps)]
+        np.save(order["picture"], np.asarray(picture))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        answer = {"seconds": seconds, "step": statistics.median(between), "peak": peak}
+        print(json.dumps(answer), flush=True)
+
+
+def _loaded(name: str, folder: str) -> Callable[[int, list[float]], Any]:
+    """The contender as a function of steps and of the list that gets the time after each."""
+    import torch
+
+    if name.startswith("diffusers"):
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+        dtype = {"torch_dtype": torch.bfloat16} if name == "diffusers-bf16" else {}
+        pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, **dtype)
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        pipe.set_progress_bar_config(disable=True)
+
+        def theirs(steps: int, stamps: list[float]) -> Any:
+            def after(_pipe: Any, _step: int, _timestep: Any, kept: dict[str, Any]) -> Any:
+                stamps.append(time.perf_counter())
+                return kept
+
+            return pipe(
+                PROMPT,
+                num_inference_steps=steps,
+                guidance_scale=GUIDANCE,
+                generator=torch.Generator("cpu").manual_seed(SEED),
+                callback_on_step_end=after,
+            ).images[0]
+
+        return theirs
+    from ldm_toolkit import LatentPipeline
+
+    own = LatentPipeline.from_pretrained(folder, compile=name == "ours-compiled")
+
+    def ours(steps: int, stamps: list[float]) -> Any:
+        run = own.stream(PROMPT, steps=steps, guidance=GUIDANCE, seed=SEED, scheduler="ddim")
+        for _ in run:
+            stamps.append(time.perf_counter())
+        return run.result.images[0]
+
+    return ours
+
+
+def cold_start(arguments: argparse.Namespace) -> None:
+    """Print how long `ldm-gen` takes to its first step, and a bare script to its weights."""
+    bare = [sys.executable, "-c", BARE, str(_bundled())]
+    ours = [sys.executable, "-c", FIRST_STEP, PROMPT, "--quiet", "--threads"]
+    ours.append(str(arguments.threads))
+    times: dict[str, list[float]] = {"bare": [], "ours": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(arguments.rounds + 1):  # the first fills the file cache
+            for name, command in (("bare", bare), ("ours", ours)):
+                began = time.perf_counter()
+                subprocess.run(command, cwd=folder, check=True, stderr=subprocess.DEVNULL)
+                times[name].append(time.perf_counter() - began)
+    first, second = (statistics.median(times[name][1:]) for name in ("ours", "bare"))
+    print("\n| cold start | seconds |\n| --- | --- |")
+    print(f"| `ldm-gen`, to the first step | {first:.1f} |")
+    print(f"| a script that imports the classes and reads the weights | {second:.1f} |")
+    print(f"\nratio {first / second:.2f}")
+
+
+def _print_table(title: str, workers: dict[str, _Worker]) -> None:
+    """One row a contender, with ratios and the distance to diffusers' default picture."""
+    base = next(iter(workers.values()))
+    print(f"\n{title}\n")
+    print("| | picture, s | | step, s | | peak memory, GB | off by |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, worker in workers.items():
+        whole, step = worker.median("seconds"), worker.median("step")
+        peak = worker.answers[-1]["peak"] / 1024
+        print(
+            f"| {CONTENDERS[name]} | {whole:.2f} | {base.median('seconds') / whole:.2f}x "
+            f"| {step:.3f} | {base.median('step') / step:.2f}x | {peak:.1f} "
+            f"| {_distance(base.picture, worker.picture)} |"
+        )
+    slow = {name: worker.answers[0]["seconds"] for name, worker in workers.items()}
+    if "ours-compiled" in slow:
+        print(f"\ncompiling, with the first two steps: {slow['ours-compiled']:.0f} s")
+
+
+def _distance(first: Path, second: Path) -> str:
+    """The mean difference of two pictures in steps of 1/255."""
+    import numpy as np
+
+    pictures = [np.load(path).astype(float) for path in (first, second)]
+    return f"{np.abs(pictures[0] - pictures[1]).mean():.2f}"
+
+
+def random_sd15(folder: Path) -> Path:
+    """Stable Diffusion 1.5's networks with random weights, in half precision as it is shared."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from diffusers import UNet2DConditionModel as UNet
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    channels = (128, 256, 512, 512)
+    text = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+    )
+    StableDiffusionPipeline(
+        tokenizer=CLIPTokenizer.from_pretrained(_bundled() / "tokenizer"),
+        text_encoder=CLIPTextModel(text).half(),
+        unet=UNet(sample_size=64, cross_attention_dim=768, attention_head_dim=8).half(),
+        vae=AutoencoderKL(
+            block_out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=512,
+        ).half(),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def _bundled() -> Path:
+    from ldm_toolkit.models.identity import find_model
+
+    return find_model("storybook")
+
+
+def _processor() -> str:
+    """The processor's name."""
+    lines: Iterator[str] = iter(())
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = (line for line in cpuinfo.read_text().splitlines() if "model name" in line)
+    return next(lines, f":{platform.processor() or platform.machine()}").partition(":")[2].strip()
+
+
+def _versions() -> str:
+    from importlib.metadata import version
+
+    return ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers"))
+
+
+if __name__ == "__main__":
+    if shutil.disk_usage(tempfile.gettempdir()).free < 3 << 30:
+        sys.exit("the temporary folder needs 3 GB; set TMPDIR to a larger one")
+    main()
