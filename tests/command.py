@@ -1,4 +1,4 @@
-"""Runs ``ldm-gen`` inside the test process, on a tiny model, and puts back what it changes."""
+"""Runs ``ldm-gen`` inside the test process and puts back what it changes."""
 
 import contextlib
 import logging
@@ -55,12 +55,25 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def real_ldm_gen(workdir: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """``real_ldm_gen("a dog", "--model", folder)``: the command in this process, as it is."""
+
+    def run(*arguments: object) -> Outcome:
+        capfd.readouterr()
+        with process_state_kept():
+            code = main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
 def ldm_gen(
-    workdir: Path,
+    real_ldm_gen: Callable[..., Outcome],
     tiny_model: Path,
     pipe: LatentPipeline,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
 ) -> Callable[..., Outcome]:
     """``ldm_gen("a dog", "--steps", 2)``: the command in this process, the model loaded once."""
 
@@ -70,13 +83,7 @@ def ldm_gen(
     monkeypatch.setattr(LatentPipeline, "from_pretrained", loaded)
 
     def run(*arguments: object, model: Path | None = tiny_model) -> Outcome:
-        words = [str(argument) for argument in arguments]
-        if model is not None:
-            words = ["--model", str(model), *words]
-        capfd.readouterr()
-        with process_state_kept():
-            code = main(words)
-        captured = capfd.readouterr()
-        return Outcome(code, captured.out, captured.err)
+        named = () if model is None else ("--model", model)
+        return real_ldm_gen(*named, *arguments)
 
     return run

@@ -1,7 +1,12 @@
 """Jobs: resumed, split over processes, refused where they do not belong together."""
 
+import collections
 import dataclasses
+import gc
 import json
+import os
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ from ldm_toolkit.jobs import open_job, run_job
 from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.promptfile import Row, read_rows
 from ldm_toolkit.recipe import GenerateOptions
+from ldm_toolkit.tokens import chunk_prompt
 
 TABLE = [
     {"prompt": "a dog", "steps": 2},
@@ -198,3 +204,74 @@ def test_images_and_masks(pipe: LatentPipeline, tmp_path: Path) -> None:
     file.write_text("\n".join(json.dumps(line) for line in lines))
     done = run(pipe, read_rows(file, {}), tmp_path / "out")
     assert [one.recipe.strength for one in done if one.recipe] == [0.75, 1.0]
+
+
+# --- many rows ---
+
+MANY = 10_000
+STATM = Path("/proc/self/statm")
+
+
+def test_many_rows_are_planned_in_one_pass(
+    pipe: LatentPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every prompt is read once, nothing is drawn, and groups are as full as they can be."""
+    kinds = [(2 + (index % 4 == 0), 1 + (index % 10 == 0)) for index in range(MANY)]
+    prompts = [
+        f"a dog {index}" + " a" * 75 * (chunks - 1) for index, (_, chunks) in enumerate(kinds)
+    ]
+    rows = [
+        Row(GenerateOptions(prompt=prompt, steps=steps))
+        for prompt, (steps, _) in zip(prompts, kinds, strict=True)
+    ]
+    read: list[str] = []
+
+    def counting(prompt: str, tokenizer: Any) -> Any:
+        read.append(prompt)
+        return chunk_prompt(prompt, tokenizer)
+
+    monkeypatch.setattr(jobs, "chunk_prompt", counting)
+    monkeypatch.setattr(LatentPipeline, "_run", None)
+    job = open_job(rows, tmp_path, seed=1, drawn=0, batch_size=8)
+    groups = jobs._groups(pipe, job)
+    assert read == prompts
+    assert sorted(index for group in groups for index in group) == list(range(MANY))
+    assert all(len({kinds[index] for index in group}) == 1 for group in groups)
+    assert max(map(len, groups)) == 8
+    assert len(groups) == sum(-(-count // 8) for count in collections.Counter(kinds).values())
+    assert len({job.path(index) for index in range(MANY)}) == MANY
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]
+
+
+def resident() -> int:
+    """The memory that this process has now, in bytes."""
+    gc.collect()
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STATM.exists(), reason="reads the memory where Linux tells it")
+def test_memory_and_time_of_a_picture_do_not_grow(
+    model_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    """10,000 different prompts. A kept picture of 32 x 32 would be 4 KB; 2 KB each are allowed."""
+    folder = model_factory(unet_channels=(16,))
+    pipe = LatentPipeline.from_pretrained(folder, device="cpu", dtype="float32")
+    same: dict[str, Any] = {"steps": 1, "guidance": 1.0, "scheduler": "ddim"}
+    same |= {"width": 32, "height": 32}
+    rows = [Row(GenerateOptions(prompt=f"a dog {index}", **same)) for index in range(MANY)]
+    job = open_job(rows, tmp_path / "out", seed=0, drawn=0, batch_size=8)
+    memory, seconds = {}, {}
+    made = 0
+    for done in run_job(pipe, job):
+        assert done.error is None
+        assert not done.found
+        made += 1
+        if made % 2000 == 0:
+            memory[made], seconds[made] = resident(), time.process_time()
+    assert made == MANY
+    assert (tmp_path / "out/manifest.jsonl").read_bytes().count(b"\n") == MANY + 1
+    shutil.rmtree(tmp_path / "out")
+    assert memory[MANY] - memory[2000] < 16 << 20, memory
+    early, late = seconds[4000] - seconds[2000], seconds[MANY] - seconds[8000]
+    assert late < 1.5 * early, seconds

@@ -1,18 +1,25 @@
 """The registry: names, aliases, configuration, limits, entry points."""
 
 import importlib.metadata
+import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_cli import here
 
 from ldm_toolkit import schedulers
 from ldm_toolkit.denoise import _noise_level
 from ldm_toolkit.errors import UserError
+from ldm_toolkit.images import open_image, pixels_sha256, read_recipe
+from ldm_toolkit.pipeline import LatentPipeline
 
 CONFIG: dict[str, Any] = {
     "_class_name": "PNDMScheduler",
@@ -191,6 +198,69 @@ def test_entry_points(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapture
             schedulers.create("broken", CONFIG)
     finally:
         schedulers._entries.cache_clear()
+
+
+# What is in the wheel of another package.
+INFO = "spare_solver-1.0.dist-info"
+WHEEL = {
+    "spare_solver.py": "from diffusers import DDIMScheduler\nclass Spare(DDIMScheduler): pass\n",
+    f"{INFO}/METADATA": "Metadata-Version: 2.1\nName: spare-solver\nVersion: 1.0\n",
+    f"{INFO}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    f"{INFO}/entry_points.txt": f"[{schedulers.ENTRY_POINTS}]\nSpare-Solver = spare_solver:Spare\n",
+}
+PIP = ("-m", "pip", "--isolated", "--disable-pip-version-check", "install", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def with_package(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment with another package, which pip has installed into a folder of its own."""
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("pip is not installed")
+    folder = tmp_path_factory.mktemp("package")
+    wheel, site = folder / "spare_solver-1.0-py3-none-any.whl", folder / "site"
+    record = "".join(f"{name},,\n" for name in (*WHEEL, f"{INFO}/RECORD"))
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in {**WHEEL, f"{INFO}/RECORD": record}.items():
+            archive.writestr(name, text)
+    words = ("--no-deps", "--no-index", "--no-cache-dir", "--target", str(site), str(wheel))
+    subprocess.run([sys.executable, *PIP, *words], check=True)
+    environment = here()
+    return environment | {"PYTHONPATH": os.pathsep.join([str(site), environment["PYTHONPATH"]])}
+
+
+def ldm_gen(environment: dict[str, str], *words: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own: which packages there are is read once a process."""
+    command = [sys.executable, "-m", "ldm_toolkit.cli.generate", *map(str, words)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_the_scheduler_of_an_installed_package_is_listed(with_package: dict[str, str]) -> None:
+    done = ldm_gen(with_package, "--list-schedulers")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [name for name, _ in lines] == [*schedulers.names(), "spare_solver"]
+    assert lines[-1][1] == "from spare_solver"
+    without = ldm_gen(here(), "--list-schedulers")
+    assert "spare_solver" not in without.stdout
+
+
+def test_the_scheduler_of_an_installed_package_draws(
+    with_package: dict[str, str], tiny_model: Path, pipe: LatentPipeline, tmp_path: Path
+) -> None:
+    path = tmp_path / "dog.png"
+    words = ("a dog", "--scheduler", "Spare Solver", "--steps", 2, "--seed", 3, "-o", path)
+    machine = ("--device", "cpu", "--dtype", "float32", "--threads", 1)
+    done = ldm_gen(with_package, *words, *machine, "--model", tiny_model)
+    assert done.returncode == 0, done.stderr
+    recipe = read_recipe(path)
+    assert recipe.scheduler == "spare_solver"
+    assert recipe.pixels_sha256 == pixels_sha256(open_image(path))
+    expected = pipe("a dog", steps=2, seed=3, scheduler="ddim").recipes[0]  # what it is made of
+    assert recipe.scheduler_config == expected.scheduler_config
+    assert recipe.pixels_sha256 == expected.pixels_sha256
+    absent = ldm_gen(here(), *words, *machine, "--model", tiny_model, "--overwrite")
+    assert absent.returncode == 2
+    assert "no scheduler is called 'Spare Solver'" in absent.stderr
 
 
 @pytest.mark.parametrize("name", ["pndm", "euler_a", "dpm2", "dpm2_a", "dpm2_karras"])

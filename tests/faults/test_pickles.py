@@ -2,10 +2,11 @@
 
 import ast
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -17,6 +18,11 @@ from ldm_toolkit.errors import ModelError
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.load import load_components
 from ldm_toolkit.models.pickles import load_pickle
+
+if TYPE_CHECKING:
+    from command import Outcome
+
+pytest_plugins = ["command"]
 
 NAMES = {
     "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
@@ -39,6 +45,13 @@ def assert_named(error: pytest.ExceptionInfo[ModelError], path: Path) -> None:
     assert path.name in text
     assert "\n" not in text
     assert len(text) < 500
+
+
+def fill(folder: Path, payload: bytes, *, pickled: bool) -> None:
+    """Exchange all weights of a folder for a payload."""
+    for part, names in NAMES.items():
+        (folder / part / names[0]).unlink()
+        (folder / part / names[pickled]).write_bytes(payload)
 
 
 def test_there_are_twenty_forms() -> None:
@@ -79,6 +92,38 @@ class TestPayloads:
         with pytest.raises(ModelError) as caught:
             load_pickle(path)
         assert_named(caught, path)
+
+    @pytest.mark.parametrize("place", ["folder", "file"])
+    def test_on_the_command_line(
+        self,
+        place: str,
+        form: str,
+        payload: bytes,
+        folder: Path,
+        tmp_path: Path,
+        workdir: Path,
+        real_ldm_gen: Callable[..., "Outcome"],
+    ) -> None:
+        pickled = FORMS[form][0] != ".safetensors"
+        if place == "folder":
+            model, weights = folder, "model.bin" if pickled else "model.safetensors"
+            fill(folder, payload, pickled=pickled)
+        else:
+            model = tmp_path / f"model{FORMS[form][0]}"
+            weights = model.name
+            model.write_bytes(payload)
+        words = ("a dog", "--steps", 1, "--device", "cpu", "--quiet", "--model", model)
+        for allowed in (False, True):
+            done = real_ldm_gen(*words, *(["--allow-pickle"] if allowed else []))
+            assert not (tmp_path / "canary").exists()
+            assert (done.code, done.out) == (2, ""), done.err
+            assert done.err.startswith("ldm-gen: error: ")
+            assert done.err.count("\n") == 1
+            assert weights in done.err
+            assert "pickle" in done.err or allowed or not pickled
+            assert "Traceback" not in done.err
+            assert len(done.err) < 1000
+        assert os.listdir(workdir) == []
 
 
 # --- what is allowed works ---

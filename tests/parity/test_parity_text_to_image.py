@@ -3,7 +3,8 @@
 diffusers itself raises or gives NaN for none of the combinations here, so there are no exceptions.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from tiny_models import BETAS, write_tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm_toolkit import schedulers
 from ldm_toolkit.pipeline import LatentPipeline
@@ -147,3 +150,96 @@ def test_decoded_pictures_equal_diffusers(pair: Callable) -> None:
     for expected, image in zip(images, result.images, strict=True):
         # Ours decodes one at a time: sums in another order, so a level may round the other way.
         assert np.abs(expected * 255 - np.asarray(image, dtype=np.float32)).max() <= 0.51
+
+
+# --- the networks of Stable Diffusion 1.5 in full size ---
+
+SIZES = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
+
+
+def full_size(folder: Path) -> Any:
+    """diffusers' pipeline with the networks of Stable Diffusion 1.5, random weights, 4.3 GB.
+
+    torch's and transformers' own first weights keep activations small: norms all the way, and
+    sums that shrink.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        end = write_tokenizer(folder) - 1
+        text = CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=768,
+            intermediate_size=3072,
+            projection_dim=768,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            max_position_embeddings=77,
+            hidden_act="quick_gelu",
+            bos_token_id=end - 1,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=64,
+            cross_attention_dim=768,
+            attention_head_dim=8,
+            layers_per_block=2,
+            block_out_channels=(320, 640, 1280, 1280),
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        )
+        vae = diffusers.AutoencoderKL(
+            sample_size=512,
+            latent_channels=4,
+            layers_per_block=2,
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            scaling_factor=0.18215,
+        )
+        return diffusers.StableDiffusionPipeline(
+            tokenizer=CLIPTokenizer.from_pretrained(str(folder)),
+            text_encoder=CLIPTextModel(text),
+            unet=unet,
+            vae=vae,
+            scheduler=diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+@pytest.fixture
+def every_core() -> Iterator[None]:
+    """As many threads as the machine has cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_the_networks_of_stable_diffusion_equal_diffusers(every_core: None, tmp_path: Path) -> None:
+    """512 x 512 pixels, two evaluations; 8 GB of memory. euler, because it clips nothing."""
+    theirs = full_size(tmp_path / "tokenizer")
+    theirs.set_progress_bar_config(disable=True)
+    for part, size in SIZES.items():
+        assert sum(weight.numel() for weight in getattr(theirs, part).parameters()) == size
+    ours = LatentPipeline.from_diffusers(theirs)
+    theirs.scheduler = reference_scheduler("euler", theirs.scheduler.config)
+    expected = theirs(
+        PROMPTS[0],
+        negative_prompt=NEGATIVE,
+        num_inference_steps=2,
+        guidance_scale=7.5,
+        generator=generators()[:1],
+        output_type="latent",
+    ).images
+    options: dict[str, Any] = {"steps": 2, "guidance": 7.5, "scheduler": "euler"}
+    run = ours.stream(PROMPTS[0], negative_prompt=NEGATIVE, seed=SEED, **options)
+    got = list(run)[-1].latents
+    assert (run.total, run.recipes[0].width, run.recipes[0].height) == (2, 512, 512)
+    assert got.shape == expected.shape == (1, 4, 64, 64)
+    assert torch.isfinite(expected).all()
+    assert 0.1 < expected.std() < 100
+    assert (expected - got).abs().max().item() <= TOLERANCE
