@@ -1,12 +1,13 @@
-"""How a run fits into memory: smaller where it does not, and honest about it in the recipe.
+"""What a run computes at once: pictures of one shape, as many as there is memory for.
 
-Fewer pictures at once have the bits of a run with that batch size, because everything but the UNet
-takes one picture at a time already.
+A picture has the bits that it would have alone at the same batch size: the UNet sees it beside
+pictures whose prompts have as many chunks, in parts that are filled up, and everything else takes
+one picture at a time. Where memory runs out the parts become smaller, and the recipe says so.
 """
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -66,13 +67,18 @@ class Room:
         ) -> torch.Tensor:
             while True:
                 with _unless_out_of_memory(self._shrink):
+                    parts = list(self._parts(conditioning.lengths))
                     answers = [
                         predict(
-                            _rows(beside, part), latents[part], timestep, conditioning[part], step
+                            None if beside is None else beside[part],
+                            latents[part],
+                            timestep,
+                            conditioning.part(part),
+                            step,
                         )
-                        for part in self._parts(len(latents))
+                        for part in parts
                     ]
-                    return _joined(answers, len(latents), step.guided)
+                    return _joined(answers, parts, step.guided)
 
         return over_parts
 
@@ -82,11 +88,13 @@ class Room:
             with _unless_out_of_memory(self._tile):
                 return self._decode(latents, tiled=self._tiled)
 
-    def _parts(self, count: int) -> Iterator[torch.Tensor]:
-        """Rows that go together; the last ones repeat a row where a part is not full."""
-        for start in range(0, count, self._together):
-            part = torch.arange(start, start + min(self._together, count))
-            yield part.clamp(max=count - 1)
+    def _parts(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Rows that go together: prompts of one length; a part that is not full repeats a row."""
+        for length in sorted(set(lengths)):
+            rows = [row for row, own in enumerate(lengths) if own == length]
+            for start in range(0, len(rows), self._together):
+                part = rows[start : start + self._together]
+                yield part + part[-1:] * (self._together - len(part))
 
     def _shrink(self, reason: str) -> bool:
         """Make the UNet's next attempt smaller; False where nothing is left to do."""
@@ -129,15 +137,13 @@ def _unless_out_of_memory(smaller: Callable[[str], bool]) -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
-def _rows(tensor: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor | None:
-    return None if tensor is None else tensor[part]
-
-
-def _joined(answers: list[torch.Tensor], count: int, guided: bool) -> torch.Tensor:
-    """The answers to parts as the answer to all, (2B or B, C, h, w), negative halves first."""
+def _joined(answers: list[torch.Tensor], parts: list[list[int]], guided: bool) -> torch.Tensor:
+    """The answers to parts as the answer to all rows, (2B or B, C, h, w), negative halves first."""
     if len(answers) == 1:
         return answers[0]
+    rows = [row for part in parts for row in part]
+    places = [rows.index(row) for row in range(max(rows) + 1)]
     if not guided:
-        return torch.cat(answers)[:count]
+        return torch.cat(answers)[places]
     halves = zip(*(answer.chunk(2) for answer in answers), strict=True)
-    return torch.cat([torch.cat(half)[:count] for half in halves])
+    return torch.cat([torch.cat(half)[places] for half in halves])

@@ -17,22 +17,29 @@ __all__ = ["Conditioning", "Remembered", "encode", "encode_prompt", "tokenize"]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Text embeddings of B pictures, (B, T, D); ``negative`` only where guidance needs it."""
+    """Text embeddings of B pictures, (B, T, D); ``negative`` only where guidance needs it.
+
+    ``lengths``: the tokens of T that each picture would have if it were alone.
+    """
 
     positive: torch.Tensor
     negative: torch.Tensor | None = None
+    lengths: tuple[int, ...] = ()
 
     def mix(self, weight: float) -> "Conditioning":
         """Of two pictures' embeddings the one between: weight 0 is the first, 1 the second."""
         positive = torch.lerp(self.positive[:1], self.positive[1:], weight)
+        lengths = (positive.shape[1],)
         if self.negative is None:
-            return Conditioning(positive)
-        return Conditioning(positive, torch.lerp(self.negative[:1], self.negative[1:], weight))
+            return Conditioning(positive, None, lengths)
+        negative = torch.lerp(self.negative[:1], self.negative[1:], weight)
+        return Conditioning(positive, negative, lengths)
 
-    def __getitem__(self, rows: torch.Tensor) -> "Conditioning":
-        """That of some of the pictures."""
-        negative = self.negative[rows] if self.negative is not None else None
-        return Conditioning(self.positive[rows], negative)
+    def part(self, rows: list[int]) -> "Conditioning":
+        """That of some of the pictures, as long as the longest of them."""
+        lengths = tuple(self.lengths[row] for row in rows)
+        negative = self.negative[rows, : max(lengths)] if self.negative is not None else None
+        return Conditioning(self.positive[rows, : max(lengths)], negative, lengths)
 
     def batch(self, guided: bool) -> torch.Tensor:
         """What the UNet gets: (2B, T, D) with the negative half first, or (B, T, D)."""
@@ -189,8 +196,11 @@ def encode(
     plain = _PromptEncoder(components, 0, remembered) if clip_skip else encoder
     positive = [encoder(prompt) for prompt in prompts]
     negative = [plain(prompt) for prompt in negatives] if guided else []
-    length = max(embedding.shape[1] for embedding in (*positive, *negative))
+    halves = (positive, negative) if guided else (positive,)
+    own = tuple(max(one.shape[1] for one in row) for row in zip(*halves, strict=True))
+    length = max(own)
     return Conditioning(
         torch.cat([encoder.padded(embedding, length) for embedding in positive]),
         torch.cat([plain.padded(embedding, length) for embedding in negative]) if guided else None,
+        own,
     )

@@ -7,9 +7,11 @@ job groups them.
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.run import Result
@@ -113,3 +115,17 @@ def test_across_batch_sizes_a_pixel_is_off_by_one_level_at_most(pipe: LatentPipe
     assert {len(found) for found in levels.values()} == {4}
     off = {seed: int(np.ptp(np.stack(found), axis=0).max()) for seed, found in levels.items()}
     assert max(off.values()) <= 1, off
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_prompts_of_one_two_and_three_chunks_side_by_side(tiny_model: Path, dtype: str) -> None:
+    """A long prompt in a list must not change the pictures of the short ones beside it."""
+    pipe = LatentPipeline.from_pretrained(tiny_model, device="cpu", dtype=dtype)
+    prompts = ["a dog", "a cat " * 60, "a bird", "a house " * 90, "a car"]
+    options: dict[str, Any] = {"steps": 2, "guidance": 3.0, "scheduler": "euler_a"}
+    together = pipe(prompts, seed=[5, 6, 7, 8, 9], **options)
+    for index, prompt in enumerate(prompts):
+        alone = pipe(prompt, seed=5 + index, batch_size=5, **options)
+        assert alone.recipes[0] == together.recipes[index]
+    unguided = pipe(prompts, seed=[5, 6, 7, 8, 9], **(options | {"guidance": 1.0}))
+    assert torch.isfinite(unguided.latents).all()

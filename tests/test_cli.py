@@ -290,13 +290,13 @@ def test_a_name_lost_to_another_process_becomes_the_next(
 
     def racing(self: LatentPipeline, *args: object, **kwargs: object) -> object:
         run = stream(self, *args, **kwargs)
-        decode = run._decode
+        decode = run._room.decode
 
         def slow(latents: object) -> object:
             (workdir / "a-cat-7.png").write_bytes(b"theirs")
             return decode(latents)
 
-        run._decode = slow
+        run._room.decode = slow
         return run
 
     monkeypatch.setattr(LatentPipeline, "stream", racing)
