@@ -104,7 +104,7 @@ class TestJobsThatDiffer:
         [
             ('{"prompt": "a", "clip_skip": 60}', "row 2: --clip-skip"),
             ('{"prompt": "a", "scheduler": "euler", "eta": 0.5}', "row 2: --eta: euler"),
-            ('{"prompt": "a", "steps": 1001}', "row 2: --steps"),
+            ('{"prompt": "a", "steps": 51, "scheduler": "lcm"}', "row 2: --steps"),
             ('{"prompt": "(a:500)"}', "row 2: "),
             ('{"prompt": "a", "prompt": "b"}', "p.jsonl:2: not JSON: a name occurs twice"),
         ],

@@ -53,9 +53,12 @@ def test_the_same_call_is_not_compiled_twice(
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
-    from torch._inductor import config
+    from torch._inductor import cpp_builder, exc
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
+    def absent() -> str:
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", absent)
     with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
         LatentPipeline.from_pretrained(tiny_model, device="cpu", compile=True)
 

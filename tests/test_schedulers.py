@@ -127,10 +127,15 @@ def test_pndm_without_the_key_skips_the_runge_kutta_steps() -> None:
     assert said.config.skip_prk_steps is False
 
 
-MANY = [name for name in schedulers.names() if name not in ("lcm", "tcd")]
+MANY = [
+    # lms integrates numerically: ten seconds for a thousand uneven steps.
+    pytest.param(name, marks=[pytest.mark.slow] if name.startswith("lms_") else [])
+    for name in schedulers.names()
+    if name not in ("lcm", "tcd")
+]
 
 
-@pytest.mark.parametrize("steps", [998, 999, 1000])
+@pytest.mark.parametrize("steps", [999, 1000])
 @pytest.mark.parametrize("name", MANY)
 def test_the_most_steps_run_and_stay_finite(name: str, steps: int) -> None:
     """diffusers counts past the last timestep for some, divides by zero for others."""
