@@ -11,7 +11,9 @@ import pytest
 from samples import BRACKETED_PROMPTS
 from transformers import CLIPTokenizer
 
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import ModelError, UserError
+from ldm_toolkit.models.tokenizer import published_tokenizer
+from ldm_toolkit.models.vocabulary import find_published
 from ldm_toolkit.tokens import TokenRow, chunk_prompt, parse_weights, show_tokens, tokenize
 
 pytest_plugins = ["command"]
@@ -210,3 +212,14 @@ def test_wrong_weights_are_found_before_anything_is_loaded(ldm_gen: Callable[...
         assert done.code == 2
         assert "weights go from 0 to 100" in done.err
         assert len(done.err.splitlines()) == 1
+
+
+def test_clips_published_vocabulary() -> None:
+    """The ids that every Stable Diffusion 1.x model reads; skipped where nobody has the file."""
+    try:
+        path = find_published()
+    except ModelError:
+        pytest.skip("open_clip_torch is not installed; it holds CLIP's published vocabulary")
+    ids = tokenize("a dog wearing hat", published_tokenizer(path))
+    assert ids == [49406, 320, 1929, 3309, 3801, *[49407] * 72]
+    assert len(ids) == 77
