@@ -1,6 +1,7 @@
 """The command line: what it prints, where it writes, how little it imports."""
 
 import dataclasses
+import importlib.metadata
 import os
 import re
 import resource
@@ -136,6 +137,26 @@ def test_lists(ldm_gen: Command) -> None:
     models = ldm_gen("--list-models", model=None)
     assert models.code == 0
     assert re.fullmatch(r"([\w-]+\n)+|\n", models.out)
+
+
+def test_versions_are_of_what_is_installed(
+    ldm_gen: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = ldm_gen("--version", model=None)
+    names = ["ldm-toolkit", "torch", "diffusers", "transformers", "accelerate", "safetensors"]
+    names += ["peft", "compel"]
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in names]
+    assert done.out == ", ".join([*versions, f"Python {sys.version.split()[0]}"]) + "\n"
+    version = importlib.metadata.version
+
+    def without_peft(name: str) -> str:
+        if name == "peft":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_peft)
+    done = ldm_gen("--version", model=None)
+    assert (done.code, done.out.count("peft"), done.out.count("compel")) == (0, 0, 1)
 
 
 def test_attention_names_are_those_of_the_hardware_module() -> None:

@@ -38,6 +38,8 @@ exit codes: 0 done, 1 failed or a --replay that is not identical, 2 wrong use or
 74 cannot write, 129, 130, 143 stopped
 """
 
+_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "peft", "compel")
+
 # Flags whose name is not the field's own.
 _FLAGS = {"negative_prompt": "--negative"}
 
@@ -314,9 +316,9 @@ def _list_schedulers() -> str:
 
 
 def _versions() -> str:
-    """One line: ours, and what decides over bits."""
+    """One line: ours, and what of the libraries that load, compute and attach is installed."""
     found = []
-    for name in ("ldm-toolkit", "torch", "diffusers", "transformers"):
+    for name in ("ldm-toolkit", *_LIBRARIES):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{name} {importlib.metadata.version(name)}")
     return ", ".join([*found, f"Python {sys.version.split()[0]}"])
