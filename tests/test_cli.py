@@ -123,6 +123,24 @@ def test_help_teaches_every_option(ldm_gen: Command) -> None:
         assert flag in text
 
 
+def test_help_keeps_together_what_belongs_together(ldm_gen: Command) -> None:
+    text = ldm_gen("--help", model=None).out
+    found = re.findall(r"^(\w[^\n]*):\n((?:  .*\n)+)", text, flags=re.MULTILINE)
+    groups = {title: re.findall(r"^  (-[\w-]+)", body, flags=re.MULTILINE) for title, body in found}
+    assert groups["the picture"][:3] == ["--negative", "--steps", "--guidance"]
+    assert groups["the picture"][-1] == "--dim"
+    assert groups["from a picture"] == ["--image", "--mask", "--strength"]
+    assert groups["many pictures, or one again"] == [
+        "-n",
+        "--grid",
+        "--prompts",
+        "--batch-size",
+        "--replay",
+    ]
+    assert groups["model and machine"][0] == "--model"
+    assert groups["output"][0] == "-o"
+
+
 def test_the_examples_of_help_are_right(ldm_gen: Command, pipe: LatentPipeline) -> None:
     lines = re.findall(r"^  ldm-gen (.*)", options.build_parser().epilog or "", flags=re.MULTILINE)
     assert len(lines) >= 5
