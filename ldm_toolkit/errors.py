@@ -24,6 +24,12 @@ __all__ = [
     "suggestion",
 ]
 
+# What CPython says of C code that failed and raised nothing.
+_FAILED_IN_SILENCE = (
+    "returned null without setting an exception",
+    "error return without exception set",
+)
+
 
 class LdmToolkitError(Exception):
     """Base of the package's errors."""
@@ -62,10 +68,13 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is one of the forms that running out of memory takes in torch."""
+    """Whether an error is one of the forms that running out of memory takes in torch and Python."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
+    if isinstance(error, SystemError):
+        # C code got no memory and failed without saying why, as imports do under `ulimit -v`.
+        return any(words in text for words in _FAILED_IN_SILENCE)
     return isinstance(error, RuntimeError) and (
         "out of memory" in text
         or "can't allocate memory" in text

@@ -276,6 +276,8 @@ class OutOfMemoryError(RuntimeError):
         (OutOfMemoryError("CUDA out of memory. Tried"), 1, "out of memory; try a smaller --width"),
         (MemoryError(), 1, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 1"), 1, "out of memory"),
+        (SystemError("<f> returned NULL without setting an exception"), 1, "out of memory"),
+        (SystemError("bad argument"), 1, "unexpected SystemError: bad argument"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
 )
