@@ -1,8 +1,11 @@
 """To and from diffusers: its pipelines, its folders. No lock-in."""
 
+import contextlib
 import hashlib
 import json
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,8 @@ __all__ = ["from_diffusers", "save_components", "to_diffusers"]
 
 def to_diffusers(components: Components, scheduler: Any) -> Any:
     """diffusers' own pipeline around the same networks; nothing is copied."""
-    from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
+    with _without_notes_on_torchvision():
+        from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 
     kind = StableDiffusionInpaintPipeline if components.inpainting else StableDiffusionPipeline
     return kind(
@@ -37,6 +41,25 @@ def to_diffusers(components: Components, scheduler: Any) -> Any:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+@contextlib.contextmanager
+def _without_notes_on_torchvision() -> Iterator[None]:
+    """Keep transformers from saying of image processors that they want torchvision.
+
+    Importing diffusers' pipelines imports them, for a safety checker that is not used here. Only
+    these notes are held back, and only in the block.
+    """
+
+    def about_something_else(record: logging.LogRecord) -> bool:
+        return "requires torchvision" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.utils.import_utils")
+    logger.addFilter(about_something_else)
+    try:
+        yield
+    finally:
+        logger.removeFilter(about_something_else)
 
 
 def from_diffusers(pipeline: Any) -> Components:
