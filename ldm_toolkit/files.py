@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,9 +87,8 @@ def staged_directory(final: str | Path) -> Iterator[Path]:
     An existing ``final`` is replaced. Raises CannotWrite.
     """
     final = Path(final)
+    _check_place(final)
     staging = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
-    if final.exists() and not final.is_dir():
-        raise CannotWrite(f"cannot write {final}: a file is in the way of the folder")
     try:
         staging.mkdir(parents=True)
         yield staging
@@ -111,6 +111,19 @@ def staged_directory(final: str | Path) -> Iterator[Path]:
         raise CannotWrite(f"cannot write {final}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_place(final: Path) -> None:
+    """The file system takes the name, and no file has it. Raises CannotWrite."""
+    try:
+        mode = os.stat(final).st_mode
+    except (FileNotFoundError, NotADirectoryError):  # free, or told when it is made
+        return
+    except (OSError, ValueError) as error:  # too long; a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise CannotWrite(f"cannot write {str(final)!r:.200}: {reason}") from error
+    if not stat.S_ISDIR(mode):
+        raise CannotWrite(f"cannot write {final}: a file is in the way of the folder")
 
 
 def fsync_directory(folder: str | Path) -> None:

@@ -163,3 +163,16 @@ def test_a_file_in_the_way_of_a_folder_stays(tmp_path: Path) -> None:
         pass
     assert names(tmp_path) == ["a"]
     assert (tmp_path / "a").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "x" * 250, "file/x", "file/x/y"])
+def test_names_that_no_folder_can_have(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with (
+        pytest.raises(CannotWrite, match="cannot write") as caught,
+        files.staged_directory(tmp_path / name),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+    assert "\0" not in str(caught.value)
+    assert names(tmp_path) == ["file"]

@@ -26,6 +26,7 @@ from ldm_toolkit.models.lora_file import (
     read_lora,
     read_tensors,
 )
+from ldm_toolkit.values import text_problem
 
 __all__ = ["load_embedding", "load_lora", "unload_loras"]
 
@@ -40,8 +41,9 @@ def load_lora(
 
     ``path`` is a ``.safetensors`` file in the diffusers, peft or kohya format; ``name`` is the
     file's unless given. Raises ModelError when any tensor of the file has no place in the model,
-    UserError for a scale that is no finite number and a name that is taken.
+    UserError for a scale that is no finite number and a name that is no text or taken.
     """
+    _check_text("a LoRA's name", name)
     strength = finite(scale)
     if strength is None:
         raise UserError(f"a LoRA's scale must be a finite number, not {scale!r:.80}")
@@ -89,8 +91,9 @@ def load_embedding(
 
     ``path`` is a ``.safetensors`` file with one tensor, (D) or (n, D). ``token`` is the word in
     prompts: the tensor's name unless given, the file's where the web UIs' trainer wrote it.
-    Raises ModelError for a file that does not fit, UserError for a word that is taken.
+    Raises ModelError for a file that does not fit, UserError for a word that is no text or taken.
     """
+    _check_text("the embedding's word (token)", token)
     file = checked_file(path, "embedding")
     tensors = read_tensors(file)
     width = int(components.text_encoder.config.hidden_size)
@@ -119,6 +122,13 @@ def load_embedding(
     return dataclasses.replace(
         components, tokenizer=tokenizer, text_encoder=encoder, embeddings=embeddings
     )
+
+
+def _check_text(what: str, value: object) -> None:
+    """Whether a name that need not be given is text. Raises UserError."""
+    problems = text_problem(what, value) if value is not None else []
+    if problems:
+        raise UserError(problems[0])
 
 
 def _sharing_copy(network: torch.nn.Module) -> Any:

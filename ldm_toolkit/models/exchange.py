@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,16 +109,14 @@ def _tensors_sha256(parts: dict[str, Any]) -> str:
     return total.hexdigest()
 
 
-def save_components(components: Components, folder: Path, scheduler: Any) -> None:
+def save_components(components: Components, folder: str | Path, scheduler: Any) -> None:
     """Write a model folder in the diffusers layout; it appears whole or not at all.
 
     A network whose weights are those of its source is copied byte for byte; a changed one is
     written in its source's dtype, so that computing in bfloat16 loses no bits of float16 weights.
-    Raises CannotWrite, and UserError for a folder that is in the way.
+    Raises CannotWrite, and UserError for what is no path or exists already.
     """
-    if folder.exists():
-        raise UserError(f"{folder} exists already; choose another name")
-    with staged_directory(folder) as staging:
+    with staged_directory(_free_place(folder)) as staging:
         for name, (stem, _) in PARTS.items():
             _save_network(getattr(components, name), components, staging / name, stem)
         components.tokenizer.save_pretrained(staging / "tokenizer")
@@ -134,6 +133,17 @@ def save_components(components: Components, folder: Path, scheduler: Any) -> Non
             "requires_safety_checker": False,
         }
         (staging / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _free_place(folder: str | Path) -> Path:
+    """Where a model can be saved over nothing, not even a link. Raises UserError."""
+    try:
+        place = Path(folder)
+    except TypeError as error:
+        raise UserError(f"a folder is a text or a Path, not {folder!r:.80}") from error
+    if os.path.lexists(place):
+        raise UserError(f"{place} exists already; choose another name")
+    return place
 
 
 def _pipeline_name(components: Components) -> str:

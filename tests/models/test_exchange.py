@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import CannotWrite, UserError
 from ldm_toolkit.models import exchange
 from ldm_toolkit.pipeline import LatentPipeline
 
@@ -144,6 +144,21 @@ def test_a_folder_in_the_way_stays(pipe: LatentPipeline, tmp_path: Path) -> None
     with pytest.raises(UserError, match="exists already"):
         pipe.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "mine/x"])
+def test_names_that_no_folder_can_have(name: str, pipe: LatentPipeline, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(CannotWrite, match="cannot write") as caught:
+        pipe.save_pretrained(f"{tmp_path}/{name}")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"folder", ["folder"]])
+def test_what_is_no_path(wrong: Any, pipe: LatentPipeline) -> None:
+    with pytest.raises(UserError, match="a folder is a text or a Path, not"):
+        exchange.save_components(pipe.components, wrong, pipe.make_scheduler())
 
 
 def test_a_pipeline_without_a_source_is_saved(tiny_model: Path, tmp_path: Path) -> None:
