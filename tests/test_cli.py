@@ -357,6 +357,15 @@ def test_intermediates(ldm_gen: Command, workdir: Path) -> None:
     assert plain.paths[0].read_bytes() == done.paths[0].read_bytes()
 
 
+def test_intermediates_of_a_killed_run_go_with_the_next(ldm_gen: Command, workdir: Path) -> None:
+    left = workdir / ".a-cat-7-steps.0123abcd.tmp"
+    left.mkdir()
+    (left / "step-0001.png").write_bytes(b"half a picture")
+    done = ldm_gen("a cat", *QUICK, "--save-intermediates", 1)
+    assert done.out == "a-cat-7.png\n"
+    assert sorted(os.listdir(workdir)) == ["a-cat-7-steps", "a-cat-7.png"]
+
+
 # --- what a person sees ---
 
 
