@@ -50,8 +50,12 @@ def is_hub_id(model: str | Path) -> bool:
 
 
 def on_hub(model: str | Path) -> bool:
-    """Whether the name is a hub id and nothing here has that name."""
-    return is_hub_id(model) and not os.path.lexists(model)
+    """Whether the name is a hub id, and nothing here has that name or its first half.
+
+    ``models/foo`` where ``models`` is a folder is a path that was mistyped; the hub is not asked.
+    """
+    owner = str(model).partition("/")[0]
+    return is_hub_id(model) and not os.path.lexists(model) and not os.path.isdir(owner)
 
 
 def fetch_model(
@@ -143,14 +147,22 @@ def _explained(model: str, revision: str | None, local: bool) -> Iterator[None]:
 
 
 def _explanation(error: Exception, model: str, revision: str | None, local: bool) -> str:
-    """What went wrong at the hub and what to do, in one line."""
+    """What went wrong and what to do, in one line."""
     from huggingface_hub import errors
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return f"{model} is gated: accept its terms on the hub's page, then {_LOG_IN}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{model} has no revision {revision!r:.80} on the hub"
+    # Nothing says that the hub has such a model: the name can be a path that was mistyped.
+    return f"there is no folder {model} here, and {_failure(error, model, local)}"
+
+
+def _failure(error: Exception, model: str, local: bool) -> str:
+    """Why the hub gives nothing, and what to do."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"the hub has no model {model}, or it is private: check the name, or {_LOG_IN}"
     if status in (401, 403):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,22 @@ def find_model(model: str | Path) -> Path:
     known = ", ".join(bundled) or "none in this installation"
     raise ModelError(
         f"no model {str(model)!r:.200}: neither a folder nor a bundled model "
-        f"({known}){suggestion(str(model), bundled)}"
+        f"({known}){suggestion(str(model), bundled)}{_beside(folder)}"
+    )
+
+
+def _beside(missing: Path) -> str:
+    """The end of an error message about a path whose last part alone is missing, or nothing."""
+    parent = missing.parent
+    try:
+        if not parent.name or not parent.is_dir():
+            return ""
+        names = [path.name for path in itertools.islice(parent.iterdir(), 1000)]
+    except OSError:  # a folder that cannot be listed
+        return ""
+    return (
+        f"; {str(parent)!r:.200} is a folder and holds no {missing.name!r:.100}, so the hub is "
+        f"not asked{suggestion(missing.name, names)}"
     )
 
 
