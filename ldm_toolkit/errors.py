@@ -21,9 +21,12 @@ __all__ = [
     "NumericalError",
     "UserError",
     "is_out_of_memory",
+    "listed",
     "suggestion",
 ]
 
+# Names of a long list that a message shows.
+_SHOWN = 5
 # What CPython says of C code that failed and raised nothing.
 _FAILED_IN_SILENCE = (
     "returned null without setting an exception",
@@ -65,6 +68,13 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """The end of an error message: ``; did you mean 'euler'?`` or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, each cut to a readable length, and how many more there are."""
+    shown = [name[:160] for name in names]
+    more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return ", ".join(shown[:_SHOWN]) + more
 
 
 def is_out_of_memory(error: BaseException) -> bool:

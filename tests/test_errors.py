@@ -28,13 +28,19 @@ def test_every_class_is_public() -> None:
     classes = {
         n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, Exception)
     }
-    assert classes == set(errors.__all__) - {"is_out_of_memory", "suggestion"}
+    assert classes == set(errors.__all__) - {"is_out_of_memory", "listed", "suggestion"}
 
 
 def test_suggestion() -> None:
     assert errors.suggestion("eulr", ["euler", "ddim"]) == "; did you mean 'euler'?"
     assert errors.suggestion("xyzzy", ["euler", "ddim"]) == ""
     assert errors.suggestion("x", []) == ""
+
+
+def test_long_lists_are_cut() -> None:
+    assert errors.listed("ab") == "a, b"
+    assert errors.listed("abcdefg") == "a, b, c, d, e, and 2 more"
+    assert errors.listed(["x" * 500]) == "x" * 160
 
 
 NULL = "<built-in function load> returned NULL without setting an exception"

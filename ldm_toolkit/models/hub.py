@@ -17,20 +17,22 @@ from ldm_toolkit.models.checks import (
     PARTS,
     TOKENIZER_FILES,
     check_description,
+    check_tokenizer,
     check_variant,
     no_weights,
     shard_names,
     weight_names,
 )
 
-__all__ = ["Snapshot", "fetch_model", "is_hub_id", "on_hub"]
+__all__ = ["Snapshot", "fetch_model", "fetch_tokenizer", "is_hub_id", "on_hub"]
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_TOKENIZER = tuple(f"tokenizer/{name}" for name in TOKENIZER_FILES)
 _DESCRIPTION = (
     "model_index.json",
     "scheduler/scheduler_config.json",
-    *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
+    *_TOKENIZER,
     *(f"{part}/config.json" for part in PARTS),
 )
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -110,6 +112,28 @@ def fetch_model(
             )
         snapshot_download(model, revision=pinned, local_files_only=local, allow_patterns=names)
     return Snapshot(folder, pinned.resolved)
+
+
+def fetch_tokenizer(
+    model: str, *, revision: str | None = None, offline: bool | None = None
+) -> Path:
+    """Bring a hub model's tokenizer into the cache and nothing else; the folder, checked.
+
+    Raises ModelError.
+    """
+    from huggingface_hub import HfApi, is_offline_mode, snapshot_download
+
+    local = is_offline_mode() if offline is None else offline
+    with _explained(model, revision, local):
+        pinned = HfApi().resolve_revision(model, revision=revision, local_files_only=local)
+        folder = Path(
+            snapshot_download(
+                model, revision=pinned, local_files_only=local, allow_patterns=list(_TOKENIZER)
+            )
+        )
+        if not (folder / "tokenizer").is_dir():
+            raise ModelError("the model lacks a folder tokenizer")
+        return check_tokenizer(folder)
 
 
 def _weights(

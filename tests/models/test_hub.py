@@ -17,6 +17,7 @@ from huggingface_hub import constants
 from ldm_toolkit.errors import ModelError
 from ldm_toolkit.models.hub import fetch_model, is_hub_id, on_hub
 from ldm_toolkit.models.load import load_components
+from ldm_toolkit.models.tokenizer import model_tokenizer
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 DECOYS = (
@@ -132,6 +133,32 @@ def test_a_second_time_nothing_is_downloaded(hub: Hub, caplog: pytest.LogCapture
     assert hub.requests == []
     assert caplog.text.count("downloading") == 1
     assert fetch_model("owner/name", revision="v1") == first
+
+
+def test_the_tokenizer_alone(
+    hub: Hub, tiny_model: Path, no_sockets: Callable[[], None], cache: Path
+) -> None:
+    expected = model_tokenizer(tiny_model)("a dog").input_ids
+    assert model_tokenizer("owner/name")("a dog").input_ids == expected
+    names = [f"tokenizer/{path.name}" for path in (tiny_model / "tokenizer").iterdir()]
+    assert sorted(hub.asked()) == sorted(names)
+    with pytest.raises(ModelError, match="no revision 'v9'"):
+        model_tokenizer("owner/name", revision="v9")
+    no_sockets()
+    assert model_tokenizer("owner/name", offline=True)("a dog").input_ids == expected
+    assert model_tokenizer("owner/other", tokenizer=tiny_model)("a dog").input_ids == expected
+    shutil.rmtree(cache)
+    with pytest.raises(ModelError) as caught:
+        model_tokenizer("owner/name", offline=True)
+    assert_explained(caught, "run once with a network")
+
+
+def test_a_model_without_a_tokenizer(hub: Hub) -> None:
+    for name in [name for name in hub.files if name.startswith("tokenizer/")]:
+        del hub.files[name]
+    with pytest.raises(ModelError) as caught:
+        model_tokenizer("owner/name")
+    assert_explained(caught, "lacks a folder tokenizer")
 
 
 def test_variants(hub: Hub, tiny_model: Path) -> None:

@@ -25,7 +25,7 @@ from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.conversion import convert, measured_prediction
 from ldm_toolkit.models.identity import bundled_models
 from ldm_toolkit.models.load import load_components
-from ldm_toolkit.models.tokenizer import published_tokenizer
+from ldm_toolkit.models.tokenizer import model_tokenizer, published_tokenizer
 
 Factory = Callable[..., Path]
 KINDS: dict[str, dict[str, Any]] = {
@@ -403,12 +403,23 @@ def test_the_hubs_cache_comes_first(
         load_components(path, device="cpu", dtype="float32")
 
 
+def test_the_tokenizer_alone(open_clip: Path, write: Callable[..., tuple[Path, Path]]) -> None:
+    path, folder = write("2.x")
+    text = "a dog wearing a hat"
+    expected = load_components(path, device="cpu", dtype="float32").tokenizer(text)["input_ids"]
+    assert model_tokenizer(path)(text)["input_ids"] == expected
+    given = model_tokenizer(path, tokenizer=folder / "tokenizer")
+    own = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"))
+    assert given(text)["input_ids"] == own(text)["input_ids"]
+
+
 def test_no_tokenizer_at_all(no_cache: Path, write: Callable[..., tuple[Path, Path]]) -> None:
     path, _ = write()
-    with pytest.raises(ModelError) as caught:
-        load_components(path, device="cpu", dtype="float32")
-    for way in ("a folder with tokenizer", "hf download openai/clip", "ldm-toolkit[single-file]"):
-        assert way in str(caught.value)
+    for load in (lambda: load_components(path, device="cpu"), lambda: model_tokenizer(path)):
+        with pytest.raises(ModelError) as caught:
+            load()
+        for way in ("a folder with tokenizer", "hf download openai/clip", "toolkit[single-file]"):
+            assert way in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [b"", b"no gzip", gzip.compress(b"#\nthree words here\n")])
