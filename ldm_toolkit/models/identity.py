@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ __all__ = [
     "LoraIdentity",
     "ModelIdentity",
     "bundled_models",
+    "checkpoint_sha256",
     "find_model",
     "weights_sha256",
 ]
@@ -105,3 +106,13 @@ def weights_sha256(files: Mapping[str, Path]) -> str:
     """
     lines = [f"{sha256_file(files[name])}  {name}\n" for name in sorted(files)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def checkpoint_sha256(file: Path, vae: Sequence[Path] = ()) -> str:
+    """A checkpoint file's own SHA-256, as download pages show it.
+
+    With the weights of another VAE, that of both as `weights_sha256` counts.
+    """
+    if not vae:
+        return sha256_file(file)
+    return weights_sha256({"checkpoint": file, **{f"vae/{path.name}": path for path in vae}})

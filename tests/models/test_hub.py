@@ -14,6 +14,8 @@ import pytest
 from hub_server import COMMIT, Hub, serving
 from huggingface_hub import constants
 
+from ldm_toolkit.cli.model import choose_model
+from ldm_toolkit.cli.options import parse
 from ldm_toolkit.errors import ModelError
 from ldm_toolkit.models.hub import fetch_model, is_hub_id, on_hub
 from ldm_toolkit.models.load import load_components
@@ -159,6 +161,13 @@ def test_a_model_without_a_tokenizer(hub: Hub) -> None:
     with pytest.raises(ModelError) as caught:
         model_tokenizer("owner/name")
     assert_explained(caught, "lacks a folder tokenizer")
+
+
+def test_the_hash_without_loading(hub: Hub, tiny_model: Path) -> None:
+    choice, _ = choose_model(parse(["x", "--model", "owner/name"]), None)
+    local, _ = choose_model(parse(["x", "--model", str(tiny_model)]), None)
+    assert choice.weights_sha256() == local.weights_sha256()
+    assert UNET in hub.asked()
 
 
 def test_variants(hub: Hub, tiny_model: Path) -> None:

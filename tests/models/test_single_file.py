@@ -18,6 +18,8 @@ from ldm_layout import State, checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ldm_toolkit.cli.model import choose_model
+from ldm_toolkit.cli.options import parse
 from ldm_toolkit.errors import ModelError, UserError
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.models import single_file, vocabulary
@@ -258,6 +260,16 @@ def test_another_vae(write: Callable[..., tuple[Path, Path]]) -> None:
     expected = load_file(folder / WEIGHTS["vae"])
     assert all(torch.equal(found.vae.state_dict()[name], expected[name]) for name in expected)
     assert found.identity.sha256 not in (sha256_file(path), load(folder, folder).identity.sha256)
+
+
+@pytest.mark.parametrize("vae", [False, True])
+def test_the_hash_without_loading(vae: bool, write: Callable[..., tuple[Path, Path]]) -> None:
+    path, folder = write()
+    for model in (path, folder):
+        options = {"vae": folder / "vae"} if vae else {}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        choice, _ = choose_model(parse(["x", "--model", str(model), *words]), None)
+        assert choice.weights_sha256() == load(model, folder, **options).identity.sha256
 
 
 def test_an_ending_in_capitals_is_no_pickle(write: Callable[..., tuple[Path, Path]]) -> None:
