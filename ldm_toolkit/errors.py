@@ -21,8 +21,17 @@ __all__ = [
     "NumericalError",
     "UserError",
     "is_out_of_memory",
+    "listed",
     "suggestion",
 ]
+
+# Names of a long list that a message shows.
+_SHOWN = 5
+# What CPython says of C code that failed and raised nothing.
+_FAILED_IN_SILENCE = (
+    "returned null without setting an exception",
+    "error return without exception set",
+)
 
 
 class LdmToolkitError(Exception):
@@ -61,11 +70,21 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def listed(names: Iterable[str]) -> str:
+    """The first few names, each cut to a readable length, and how many more there are."""
+    shown = [name[:160] for name in names]
+    more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return ", ".join(shown[:_SHOWN]) + more
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is one of the forms that running out of memory takes in torch."""
+    """Whether an error is one of the forms that running out of memory takes in torch and Python."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
+    if isinstance(error, SystemError):
+        # C code got no memory and failed without saying why, as imports do under `ulimit -v`.
+        return any(words in text for words in _FAILED_IN_SILENCE)
     return isinstance(error, RuntimeError) and (
         "out of memory" in text
         or "can't allocate memory" in text

@@ -7,10 +7,16 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from ldm_toolkit.errors import CannotWrite, ModelError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "PICTURE_SUFFIXES",
@@ -83,34 +89,114 @@ def staged_directory(final: str | Path) -> Iterator[Path]:
     """A folder to fill that appears as ``final`` only when the block ended without an error.
 
     Every file is fsynced before the rename, so a power cut leaves a whole folder or none.
-    An existing ``final`` is replaced. Raises CannotWrite.
+    An existing ``final`` is replaced. What killed processes left of earlier attempts goes.
+    Raises CannotWrite.
     """
     final = Path(final)
-    staging = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
-    if final.exists() and not final.is_dir():
-        raise CannotWrite(f"cannot write {final}: a file is in the way of the folder")
+    _check_place(final)
+    _remove_dead(final)
     try:
-        staging.mkdir(parents=True)
-        yield staging
-        for file in staging.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-            else:
-                fsync_directory(file)
-        fsync_directory(staging)
-        if final.exists():
-            old = final.with_name(f".{final.name}.{secrets.token_hex(4)}.old")
-            os.rename(final, old)
-            os.rename(staging, final)
-            shutil.rmtree(old)
-        else:
-            os.rename(staging, final)
-        fsync_directory(final.parent)
+        with _hidden_folder(final) as staging:
+            yield staging
+            for file in staging.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+                else:
+                    fsync_directory(file)
+            fsync_directory(staging)
+            _put_in_place(staging, final)
     except OSError as error:
         raise CannotWrite(f"cannot write {final}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put_in_place(staging: Path, final: Path) -> None:
+    """Give a filled folder its name; what had the name before goes."""
+    if final.exists():
+        old = final.with_name(f".{final.name}.{secrets.token_hex(4)}.old")
+        os.rename(final, old)
+        os.rename(staging, final)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(staging, final)
+    fsync_directory(final.parent)
+
+
+@contextlib.contextmanager
+def _hidden_folder(final: Path) -> Iterator[Path]:
+    """A fresh folder beside ``final``, locked as long as it is ours, gone after the block."""
+    made = False
+    while not made:
+        lock = None
+        staging = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            staging.mkdir(parents=True)
+            lock = _locked(staging, wait=True)
+            # Between the two calls another process could take it for a leftover.
+            made = staging.exists()
+            if made:
+                yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+
+def _remove_dead(final: Path) -> None:
+    """Remove the hidden folders that killed processes left of ``final``; live ones keep theirs."""
+    # Unlike a job's folder (`remove_leftovers`), the one around `final` is anybody's: another run
+    # may be filling a folder of the same name right now. It holds a lock on that folder, which the
+    # system takes away from a process that dies, so what can be locked has nobody any more. The
+    # process's number in the name would not tell: numbers are given out again, and containers that
+    # share a disk count for themselves.
+    ours = re.compile(rf"\.{re.escape(final.name)}\.[0-9a-f]{{8}}\.(tmp|old)")
+    with contextlib.suppress(OSError):  # no such folder yet, or one that cannot be listed
+        for path in list(final.parent.iterdir()):
+            found = ours.fullmatch(path.name)
+            if found is None:
+                continue
+            if found[1] == "old":
+                # Where ``final`` is missing, this is all that is left of it.
+                if final.exists():
+                    shutil.rmtree(path, ignore_errors=True)
+                continue
+            lock = _locked(path, wait=False)
+            if lock is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+
+
+def _locked(folder: Path, *, wait: bool) -> int | None:
+    """A descriptor that locks a folder until it is closed or the process ends.
+
+    None where another process has the lock, and on systems without such locks, where leftovers
+    stay.
+    """
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _check_place(final: Path) -> None:
+    """The file system takes the name, and no file has it. Raises CannotWrite."""
+    try:
+        mode = os.stat(final).st_mode
+    except (FileNotFoundError, NotADirectoryError):  # free, or told when it is made
+        return
+    except (OSError, ValueError) as error:  # too long; a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise CannotWrite(f"cannot write {str(final)!r:.200}: {reason}") from error
+    if not stat.S_ISDIR(mode):
+        raise CannotWrite(f"cannot write {final}: a file is in the way of the folder")
 
 
 def fsync_directory(folder: str | Path) -> None:

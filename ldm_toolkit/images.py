@@ -204,6 +204,10 @@ def read_recipe(path: str | Path) -> Recipe:
 def _recipe_text(image: Image.Image) -> str | None:
     """The recipe's JSON where the picture's format keeps it."""
     if image.format == "PNG":
+        if RECIPE_KEY not in image.info:
+            # Other programs put text behind the pixels; Pillow comes to it, and to its limits on
+            # text, when it has decoded those.
+            image.load()
         text = image.info.get(RECIPE_KEY)
         return text if isinstance(text, str) else None
     packet = image.info.get("xmp")

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm_toolkit.errors import CannotWrite, InputError, LdmToolkitError, NumericalError, UserError
 from ldm_toolkit.files import (
@@ -22,12 +22,14 @@ from ldm_toolkit.files import (
     write_atomic,
 )
 from ldm_toolkit.images import open_image, pixels_sha256, read_recipe, save_image
-from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.promptfile import Row
 from ldm_toolkit.recipe import MAX_SEED, Recipe
 from ldm_toolkit.tokens import chunk_prompt
 
-__all__ = ["Done", "Job", "open_job", "run_job"]
+if TYPE_CHECKING:  # a finished job needs no torch
+    from ldm_toolkit.pipeline import LatentPipeline
+
+__all__ = ["Done", "Job", "finished_job", "open_job", "run_job"]
 
 MANIFEST = "manifest.jsonl"
 
@@ -45,6 +47,10 @@ class Job:
     def path(self, index: int) -> Path:
         """The picture of a row."""
         return self.folder / f"{index:05d}-{self.rows[index].options.seed}.{self.format}"
+
+    def has_all_files(self) -> bool:
+        """Whether each row has a file of its name, whatever is in it."""
+        return all(self.path(index).exists() for index in range(len(self.rows)))
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,30 @@ def _start_manifest(manifest: Path, header: dict[str, Any]) -> None:
             raise UserError(f"{manifest.parent} was given to another job just now") from error
 
 
-def run_job(pipe: LatentPipeline, job: Job, *, rank: int = 0, world: int = 1) -> Iterator[Done]:
+def finished_job(job: Job, sha256: str) -> list[Done] | None:
+    """The rows of a job of which every picture is there and whole, else None; no model is needed.
+
+    ``sha256`` is that of the model's weights. The manifest is whole afterwards. For a job that one
+    process makes. Raises UserError for pictures of another model.
+    """
+    found = []
+    for index in range(len(job.rows)):
+        recipe = _complete(sha256, job, index)
+        if recipe is None:
+            return None
+        found.append((index, recipe))
+    manifest = job.folder / MANIFEST
+    _repair(manifest)
+    remove_leftovers(job.folder)
+    listed = _listed(manifest)
+    for index, recipe in found:
+        if index not in listed:
+            _append(manifest, job, index, recipe)
+    _merge(job, 1)
+    return [Done(index, job.path(index), recipe, found=True) for index, recipe in found]
+
+
+def run_job(pipe: "LatentPipeline", job: Job, *, rank: int = 0, world: int = 1) -> Iterator[Done]:
     """Make the pictures that are missing, group by group; yields each row of this process.
 
     Rows that share everything but prompt and seed are computed together, always as
@@ -180,7 +209,7 @@ def run_job(pipe: LatentPipeline, job: Job, *, rank: int = 0, world: int = 1) ->
     for group in _groups(pipe, job)[rank::world]:
         missing = []
         for index in group:
-            recipe = _complete(pipe, job, index)
+            recipe = _complete(pipe.identity.sha256, job, index)
             if recipe is None:
                 missing.append(index)
                 continue
@@ -200,7 +229,7 @@ def run_job(pipe: LatentPipeline, job: Job, *, rank: int = 0, world: int = 1) ->
     _merge(job, world)
 
 
-def _groups(pipe: LatentPipeline, job: Job) -> list[list[int]]:
+def _groups(pipe: "LatentPipeline", job: Job) -> list[list[int]]:
     """Rows that are computed together, by index; a function of rows, options and model."""
     tokenizer = pipe.components.tokenizer
     together: dict[str, list[list[int]]] = {}
@@ -216,7 +245,7 @@ def _groups(pipe: LatentPipeline, job: Job) -> list[list[int]]:
     return sorted(batch for batches in together.values() for batch in batches)
 
 
-def _draw(pipe: LatentPipeline, job: Job, indices: Sequence[int]) -> list[Recipe]:
+def _draw(pipe: "LatentPipeline", job: Job, indices: Sequence[int]) -> list[Recipe]:
     """Make and write the pictures of some rows of one group; their recipes."""
     first = job.rows[indices[0]]
     options = dataclasses.asdict(first.options)
@@ -234,8 +263,11 @@ def _draw(pipe: LatentPipeline, job: Job, indices: Sequence[int]) -> list[Recipe
     return result.recipes
 
 
-def _complete(pipe: LatentPipeline, job: Job, index: int) -> Recipe | None:
-    """The recipe of a row's finished picture: what the picture itself says, pixels included."""
+def _complete(sha256: str, job: Job, index: int) -> Recipe | None:
+    """The recipe of a row's finished picture: what the picture itself says, pixels included.
+
+    ``sha256`` is that of the model's weights. Raises UserError for a picture of another model.
+    """
     path, options = job.path(index), job.rows[index].options
     if not path.exists():
         return None
@@ -246,7 +278,7 @@ def _complete(pipe: LatentPipeline, job: Job, index: int) -> Recipe | None:
         return None
     fits = (recipe.prompt, recipe.seed) == (options.prompt, options.seed)
     fits = fits and recipe.batch_size <= job.batch_size  # less where memory ran out
-    if recipe.model.get("sha256") != pipe.identity.sha256:
+    if recipe.model.get("sha256") != sha256:
         raise UserError(f"{path} was made by another model; take an empty folder for this one")
     return recipe if whole and fits else None
 

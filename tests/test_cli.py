@@ -1,6 +1,7 @@
 """The command line: what it prints, where it writes, how little it imports."""
 
 import dataclasses
+import importlib.metadata
 import os
 import re
 import resource
@@ -122,6 +123,24 @@ def test_help_teaches_every_option(ldm_gen: Command) -> None:
         assert flag in text
 
 
+def test_help_keeps_together_what_belongs_together(ldm_gen: Command) -> None:
+    text = ldm_gen("--help", model=None).out
+    found = re.findall(r"^(\w[^\n]*):\n((?:  .*\n)+)", text, flags=re.MULTILINE)
+    groups = {title: re.findall(r"^  (-[\w-]+)", body, flags=re.MULTILINE) for title, body in found}
+    assert groups["the picture"][:3] == ["--negative", "--steps", "--guidance"]
+    assert groups["the picture"][-1] == "--dim"
+    assert groups["from a picture"] == ["--image", "--mask", "--strength"]
+    assert groups["many pictures, or one again"] == [
+        "-n",
+        "--grid",
+        "--prompts",
+        "--batch-size",
+        "--replay",
+    ]
+    assert groups["model and machine"][0] == "--model"
+    assert groups["output"][0] == "-o"
+
+
 def test_the_examples_of_help_are_right(ldm_gen: Command, pipe: LatentPipeline) -> None:
     lines = re.findall(r"^  ldm-gen (.*)", options.build_parser().epilog or "", flags=re.MULTILINE)
     assert len(lines) >= 5
@@ -136,6 +155,26 @@ def test_lists(ldm_gen: Command) -> None:
     models = ldm_gen("--list-models", model=None)
     assert models.code == 0
     assert re.fullmatch(r"([\w-]+\n)+|\n", models.out)
+
+
+def test_versions_are_of_what_is_installed(
+    ldm_gen: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = ldm_gen("--version", model=None)
+    names = ["ldm-toolkit", "torch", "diffusers", "transformers", "accelerate", "safetensors"]
+    names += ["peft", "compel"]
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in names]
+    assert done.out == ", ".join([*versions, f"Python {sys.version.split()[0]}"]) + "\n"
+    version = importlib.metadata.version
+
+    def without_peft(name: str) -> str:
+        if name == "peft":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_peft)
+    done = ldm_gen("--version", model=None)
+    assert (done.code, done.out.count("peft"), done.out.count("compel")) == (0, 0, 1)
 
 
 def test_attention_names_are_those_of_the_hardware_module() -> None:
@@ -316,6 +355,15 @@ def test_intermediates(ldm_gen: Command, workdir: Path) -> None:
     assert (workdir / "a-cat-7-2-steps").is_dir()
     plain = ldm_gen("a cat", "--steps", 5, "--seed", 7, "--scheduler=ddim", "-o", "plain.png")
     assert plain.paths[0].read_bytes() == done.paths[0].read_bytes()
+
+
+def test_intermediates_of_a_killed_run_go_with_the_next(ldm_gen: Command, workdir: Path) -> None:
+    left = workdir / ".a-cat-7-steps.0123abcd.tmp"
+    left.mkdir()
+    (left / "step-0001.png").write_bytes(b"half a picture")
+    done = ldm_gen("a cat", *QUICK, "--save-intermediates", 1)
+    assert done.out == "a-cat-7.png\n"
+    assert sorted(os.listdir(workdir)) == ["a-cat-7-steps", "a-cat-7.png"]
 
 
 # --- what a person sees ---

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 pytest_plugins = ["command"]
 
 Command = Callable[..., "Outcome"]
+NO_TORCH = """
+import sys
+from ldm_toolkit.cli.generate import main
+code = main(sys.argv[1:])
+sys.exit("torch was imported" if "torch" in sys.modules else code)
+"""
 PROMPTS = ["a dog", "a cat", "a red car", "a house", "a tree"]
 
 
@@ -56,6 +62,43 @@ class TestJob:
         other = ldm_gen(*words, "--guidance", 3)
         assert other.code == 2
         assert "holds another job: prompt file or options differ" in other.err
+
+    def test_a_finished_job_loads_nothing(
+        self,
+        ldm_gen: Command,
+        prompts: Path,
+        workdir: Path,
+        tiny_model: Path,
+        model_factory: Callable[..., Path],
+    ) -> None:
+        words = ("--prompts", prompts, "--steps", 1, "--seed", 1, "-o", "out/")
+        first = ldm_gen(*words)
+        before = folder_bytes(workdir / "out")
+
+        def again(model: Path) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-c", NO_TORCH, *map(str, words), "--model", str(model)]
+            return subprocess.run(command, env=here(), capture_output=True, text=True)
+
+        done = again(tiny_model)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == first.out
+        assert "5 pictures were there already" in done.stderr
+        assert folder_bytes(workdir / "out") == before
+        other = again(model_factory(seed=1))
+        assert other.returncode == 2
+        assert "was made by another model" in other.stderr
+
+    def test_a_job_whose_files_are_there_but_not_whole_is_drawn(
+        self, ldm_gen: Command, prompts: Path, workdir: Path
+    ) -> None:
+        words = ("--prompts", prompts, "--steps", 1, "--seed", 1, "-o", "out/")
+        ldm_gen(*words)
+        before = folder_bytes(workdir / "out")
+        (workdir / "out" / "00001-2.png").write_bytes(b"half a picture")
+        done = ldm_gen(*words)
+        assert done.code == 0, done.err
+        assert "4 pictures were there already" in done.err
+        assert folder_bytes(workdir / "out") == before
 
     def test_json_lines(self, ldm_gen: Command, prompts: Path) -> None:
         done = ldm_gen("--prompts", prompts, "--seed", 1, "--steps", 1, "-o", "out/", "--json")

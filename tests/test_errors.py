@@ -28,10 +28,39 @@ def test_every_class_is_public() -> None:
     classes = {
         n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, Exception)
     }
-    assert classes == set(errors.__all__) - {"suggestion"}
+    assert classes == set(errors.__all__) - {"is_out_of_memory", "listed", "suggestion"}
 
 
 def test_suggestion() -> None:
     assert errors.suggestion("eulr", ["euler", "ddim"]) == "; did you mean 'euler'?"
     assert errors.suggestion("xyzzy", ["euler", "ddim"]) == ""
     assert errors.suggestion("x", []) == ""
+
+
+def test_long_lists_are_cut() -> None:
+    assert errors.listed("ab") == "a, b"
+    assert errors.listed("abcdefg") == "a, b, c, d, e, and 2 more"
+    assert errors.listed(["x" * 500]) == "x" * 160
+
+
+NULL = "<built-in function load> returned NULL without setting an exception"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA: 20 GB"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 1"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (SystemError(NULL), True),
+        (SystemError("error return without exception set"), True),
+        (RuntimeError(NULL), False),
+        (RuntimeError("shapes differ"), False),
+        (SystemError("bad argument to internal function"), False),
+        (SystemError("<method> returned a result with an exception set"), False),
+        (OSError("out of memory"), False),
+    ],
+)
+def test_what_running_out_of_memory_looks_like(error: Exception, expected: bool) -> None:
+    assert errors.is_out_of_memory(error) is expected

@@ -154,6 +154,99 @@ def test_leftovers_have_the_names_that_writing_gives(
     assert list(tmp_path.iterdir()) == []
 
 
+FILLING = """
+import time
+from ldm_toolkit.files import staged_directory
+with staged_directory("out") as folder:
+    (folder / "a").write_text("theirs")
+    print("filling", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_folders_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", FILLING],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == "filling\n"
+        with files.staged_directory(tmp_path / "out") as folder:
+            (folder / "a").write_text("ours")
+        (hidden,) = (name for name in names(tmp_path) if name != "out")
+        assert (tmp_path / hidden / "a").read_text() == "theirs"
+    finally:
+        child.kill()
+        child.communicate()
+    assert names(tmp_path) == sorted([hidden, "out"])
+    with files.staged_directory(tmp_path / "other"):
+        pass
+    assert names(tmp_path) == sorted([hidden, "other", "out"])
+    with files.staged_directory(tmp_path / "out") as folder:
+        (folder / "a").write_text("ours again")
+    assert names(tmp_path) == ["other", "out"]
+    assert (tmp_path / "out" / "a").read_text() == "ours again"
+
+
+def test_two_that_fill_the_same_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+    with files.staged_directory(tmp_path / "out") as first:
+        (first / "a").write_text("1")
+        with files.staged_directory(tmp_path / "out") as second:
+            (second / "a").write_text("2")
+        assert (first / "a").read_text() == "1"
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "1"
+
+
+def test_only_leftovers_of_the_same_name_are_removed(tmp_path: Path) -> None:
+    ours = [".a.b*.01234567.tmp", ".a.b*.89abcdef.old"]
+    others = [".a.bc.01234567.tmp", ".a.b*.0123456.tmp", ".a.b*.0123456G.tmp", "a.b*.01234567.tmp"]
+    for name in ours + others:
+        (tmp_path / name / "deep").mkdir(parents=True)
+    (tmp_path / ".a.b*.00000000.tmp").write_text("a file")
+    (tmp_path / ".a.b*.11111111.tmp").symlink_to(tmp_path / others[0])
+    others += [".a.b*.00000000.tmp", ".a.b*.11111111.tmp"]
+    with files.staged_directory(tmp_path / "a.b*"):
+        assert not (tmp_path / ours[0]).exists()
+        # All that is left of a folder that was killed between its two renames.
+        assert (tmp_path / ours[1]).exists()
+    with files.staged_directory(tmp_path / "a.b*"):
+        pass
+    assert names(tmp_path) == sorted([*others, "a.b*"])
+    assert (tmp_path / others[0] / "deep").is_dir()
+
+
+def test_a_folder_lost_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = files._locked
+    lost: list[Path] = []
+
+    def late(folder: Path, *, wait: bool) -> int | None:
+        if wait and not lost:
+            lost.append(folder)
+            folder.rmdir()  # as another process does that takes it for a leftover
+        return lock(folder, wait=wait)
+
+    monkeypatch.setattr(files, "_locked", late)
+    with files.staged_directory(tmp_path / "out") as folder:
+        assert [folder] != lost
+        (folder / "a").write_text("1")
+    assert names(tmp_path) == ["out"]
+
+
+def test_without_locks_leftovers_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "fcntl", None)
+    (tmp_path / ".out.01234567.tmp").mkdir()
+    with files.staged_directory(tmp_path / "out") as folder:
+        (folder / "a").write_text("1")
+    assert names(tmp_path) == [".out.01234567.tmp", "out"]
+
+
 def test_a_file_in_the_way_of_a_folder_stays(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("mine")
     with (
@@ -163,3 +256,16 @@ def test_a_file_in_the_way_of_a_folder_stays(tmp_path: Path) -> None:
         pass
     assert names(tmp_path) == ["a"]
     assert (tmp_path / "a").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "x" * 250, "file/x", "file/x/y"])
+def test_names_that_no_folder_can_have(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with (
+        pytest.raises(CannotWrite, match="cannot write") as caught,
+        files.staged_directory(tmp_path / name),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+    assert "\0" not in str(caught.value)
+    assert names(tmp_path) == ["file"]

@@ -132,6 +132,32 @@ def test_missing_folder_is_said(tmp_path: Path) -> None:
         save_image(picture(), tmp_path / "no" / "a.png", None, overwrite=False)
 
 
+def texts_last(png: bytes, *more: bytes) -> bytes:
+    """A PNG whose text chunks, and ``more`` of them, lie behind the pixels."""
+    chunks, place = [], 8
+    while place < len(png):
+        end = place + 12 + struct.unpack_from(">I", png, place)[0]
+        chunks.append(png[place:end])
+        place = end
+    texts = [one for one in chunks if one[4:8] in (b"tEXt", b"zTXt", b"iTXt")]
+    *others, end_mark = [one for one in chunks if one not in texts]
+    return png[:8] + b"".join([*others, *texts, *more, end_mark])
+
+
+def test_a_recipe_behind_the_pixels(tmp_path: Path) -> None:
+    made = recipe(prompt="a d\u00f6g")
+    data = texts_last(image_bytes(picture(), made))
+    assert data.index(b"IDAT") < data.index(b"ldm_toolkit\0")
+    (tmp_path / "a.png").write_bytes(data)
+    assert read_recipe(tmp_path / "a.png").prompt == "a d\u00f6g"
+    (tmp_path / "a.png").write_bytes(texts_last(image_bytes(picture())))
+    with pytest.raises(InputError, match="holds no recipe"):
+        read_recipe(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(data[: data.index(b"IDAT") + 20])
+    with pytest.raises(InputError, match="damaged"):
+        read_recipe(tmp_path / "a.png")
+
+
 # --- recipes of strangers ---
 
 
@@ -269,6 +295,24 @@ def test_bombs_and_disguises_are_refused_fast(name: str, tmp_path: Path) -> None
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+TEXT_BOMBS = {
+    "one": [chunk(b"zTXt", b"ldm_toolkit\0\0" + BOMB)],
+    "many": [chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * 1_000_000))] * 80,
+    "international": [chunk(b"iTXt", b"ldm_toolkit\0\1\0\0\0" + BOMB)],
+}
+
+
+@pytest.mark.parametrize("name", TEXT_BOMBS)
+def test_text_bombs_behind_the_pixels_are_refused_fast(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(texts_last(raw_png(8, 8, pixels=b"\0" * 200), *TEXT_BOMBS[name]))
+    for read in (read_recipe, open_image):
+        started = time.process_time()
+        with pytest.raises(InputError, match="damaged"):
+            read(path)
+        assert time.process_time() - started < 1
 
 
 def test_bombs_cost_no_memory(tmp_path: Path) -> None:

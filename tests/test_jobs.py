@@ -18,7 +18,7 @@ from samples import folder_bytes
 from ldm_toolkit import jobs
 from ldm_toolkit.errors import InputError, NumericalError, UserError
 from ldm_toolkit.images import open_image, pixels_sha256, read_recipe
-from ldm_toolkit.jobs import open_job, run_job
+from ldm_toolkit.jobs import finished_job, open_job, run_job
 from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.promptfile import Row, read_rows
 from ldm_toolkit.recipe import GenerateOptions
@@ -116,6 +116,52 @@ def test_what_a_kill_leaves_is_mended(
     done = run(pipe, rows, folder)
     assert sum(not one.found for one in done) == (1 if "picture" in damage else 0)
     assert folder_bytes(folder) == expected
+
+
+@pytest.mark.parametrize("damage", ["none", "half a line", "no line", "leftover"])
+def test_a_finished_job_needs_no_model(
+    damage: str, pipe: LatentPipeline, rows: list[Row], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    run(pipe, rows, folder)
+    expected = folder_bytes(folder)
+    manifest = folder / "manifest.jsonl"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    if damage == "half a line":
+        manifest.write_bytes(b"".join(lines[:4]) + lines[4][:20])
+    elif damage == "no line":
+        manifest.write_bytes(b"".join(lines[:3]))
+    elif damage == "leftover":
+        (folder / f".{'a' * 16}.tmp").write_bytes(b"half")
+    job = open_job(rows, folder, seed=5, drawn=0, batch_size=2)
+    assert job.has_all_files()
+    done = finished_job(job, pipe.identity.sha256)
+    assert done is not None
+    assert [(one.index, one.found) for one in done] == [(index, True) for index in range(7)]
+    assert [one.recipe for one in done] == [read_recipe(one.path) for one in done]
+    assert folder_bytes(folder) == expected
+    with pytest.raises(UserError, match="made by another model"):
+        finished_job(job, "0" * 64)
+
+
+@pytest.mark.parametrize("damage", ["no picture", "half a picture", "other picture"])
+def test_a_job_with_a_picture_to_draw_is_not_finished(
+    damage: str, pipe: LatentPipeline, rows: list[Row], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    run(pipe, rows, folder)
+    path = folder / "00001-6.png"
+    if damage == "no picture":
+        path.unlink()
+    elif damage == "half a picture":
+        path.write_bytes(path.read_bytes()[:-300])
+    else:
+        path.write_bytes((folder / "00000-5.png").read_bytes())
+    before = folder_bytes(folder)
+    job = open_job(rows, folder, seed=5, drawn=0, batch_size=2)
+    assert job.has_all_files() == (damage != "no picture")
+    assert finished_job(job, pipe.identity.sha256) is None
+    assert folder_bytes(folder) == before
 
 
 def test_several_processes_make_the_same_folder(

@@ -148,3 +148,12 @@ def test_tracked_files_stay_small() -> None:
     ]
     assert max(sizes) <= 35 * 2**20
     assert sum(sizes) <= 60 * 2**20
+
+
+def test_pictures_that_are_drawn_here_are_ignored_and_those_of_the_readme_are_not() -> None:
+    names = ["a-dog-wearing-hat-42.png", "assets/dog-hat.png"]
+    command = ["git", "check-ignore", "--no-index", *names]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        pytest.skip("no git repository here")
+    assert done.stdout.split() == names[:1]

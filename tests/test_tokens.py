@@ -2,12 +2,15 @@
 
 import contextlib
 import copy
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from samples import BRACKETED_PROMPTS
 from transformers import CLIPTokenizer
 
@@ -204,6 +207,42 @@ def test_show_tokens_on_the_command_line(
     assert [int(row[0]) for row in rows] == tokenizer("a dog").input_ids
     assert [row[2] for row in rows] == ["1", "1", *["1.25"] * (len(rows) - 3), "1"]
     assert list(workdir.iterdir()) == []
+
+
+def test_show_tokens_with_another_tokenizer_and_learned_words(
+    ldm_gen: Callable[..., Any], workdir: Path, tokenizer: Any, tiny_model: Path
+) -> None:
+    shutil.copytree(tiny_model, workdir / "model")
+    shutil.move(workdir / "model" / "tokenizer", workdir / "words")
+    save_file({"<cat>": torch.zeros(2, 32)}, workdir / "e.safetensors")
+    words = ("a <cat> (style:1.5)", "--show-tokens", "--tokenizer", "words")
+    words = (*words, "--embedding", "e.safetensors", "--embedding", "e.safetensors:style")
+    done = ldm_gen(*words, model=workdir / "model")
+    assert done.code == 0, done.err
+    rows = [line.split("\t") for line in done.out.splitlines()]
+    first = len(tokenizer)
+    a = tokenizer("a").input_ids[1]
+    learned = [first, first + 1, first + 2, first + 3]
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert [int(row[0]) for row in rows] == [start, a, *learned, end]
+    texts = [row[1] for row in rows[2:-1]]
+    assert texts == ["<cat>", "<cat>_1", "style", "style_1"]
+    assert [row[2] for row in rows[2:-1]] == ["1", "1", "1.5", "1.5"]
+
+
+def test_words_that_cannot_be_shown(ldm_gen: Callable[..., Any], workdir: Path) -> None:
+    save_file({"a": torch.zeros(32), "b": torch.zeros(32)}, workdir / "two.safetensors")
+    save_file({"x": torch.zeros(32)}, workdir / "one.safetensors")
+    for given, told in (
+        (["two.safetensors"], "holds 2 tensors (a, b)"),
+        (["one.safetensors:(x)"], "the embedding's word must be short"),
+        (["one.safetensors", "one.safetensors"], "knows 'x' already"),
+    ):
+        options = [word for one in given for word in ("--embedding", one)]
+        done = ldm_gen("a", "--show-tokens", *options)
+        assert done.code == 2
+        assert told in done.err
+        assert done.out == ""
 
 
 def test_wrong_weights_are_found_before_anything_is_loaded(ldm_gen: Callable[..., Any]) -> None:

@@ -125,11 +125,18 @@ def _prepare_process(request: Request | JobRequest, *, debug: bool) -> None:
 
 def _show_tokens(request: Request) -> None:
     """Print what the text encoder would read of the prompt; only the tokenizer is loaded."""
-    from ldm_toolkit.models.identity import find_model
-    from ldm_toolkit.models.tokenizer import load_tokenizer
+    from ldm_toolkit.models.tokenizer import model_tokenizer, read_word, with_word
     from ldm_toolkit.tokens import show_tokens
 
-    tokenizer = load_tokenizer(find_model(request.choice.model) / "tokenizer")
+    choice = request.choice
+    tokenizer = model_tokenizer(
+        choice.model,
+        tokenizer=choice.tokenizer,
+        revision=choice.revision,
+        offline=choice.offline or None,
+    )
+    for path, word in choice.embeddings:
+        tokenizer, _ = with_word(tokenizer, *read_word(path, word))
     for row in show_tokens(request.options.prompt, tokenizer):
         to_stdout(f"{row.id}\t{one_line(row.text)}\t{row.weight:.4g}")
 

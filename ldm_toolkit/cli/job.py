@@ -3,13 +3,17 @@
 import os
 import secrets
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from ldm_toolkit.cli.loading import load_pipeline
 from ldm_toolkit.cli.output import picture_line
 from ldm_toolkit.cli.request import JobRequest
 from ldm_toolkit.cli.terminal import Stop, follow, note, to_stdout
 from ldm_toolkit.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm_toolkit.jobs import Done, Job
 
 __all__ = ["run"]
 
@@ -19,8 +23,7 @@ def run(request: JobRequest, stop: Stop) -> int:
 
     Under torchrun or accelerate the processes share the rows.
     """
-    from ldm_toolkit.hardware import threads_per_process
-    from ldm_toolkit.jobs import open_job, run_job
+    from ldm_toolkit.jobs import finished_job, open_job
 
     rank, world = _share()
     started = time.monotonic()
@@ -33,13 +36,14 @@ def run(request: JobRequest, stop: Stop) -> int:
         format=request.format,
         setting=request.choice.setting(request.threads),
     )
-    if not request.quiet:
-        note(f"loading {request.choice.model}")
-    threads = request.threads
-    if threads is None and world > 1:
-        threads = threads_per_process(world)
-    pipe = load_pipeline(request.choice, threads=threads)
-    done: Any = stop.between(run_job(pipe, job, rank=rank, world=world))
+    rows: Any = None
+    if world == 1 and job.has_all_files():
+        if not request.quiet:
+            note("every picture is there; checking them")
+        rows = finished_job(job, request.choice.weights_sha256())
+    if rows is None:
+        rows = _drawn(request, job, rank, world)
+    done: Any = stop.between(rows)
     if not request.quiet:
         done = follow(done, -(-len(job.rows) // world), "pictures", what="picture")
     failed = found = 0
@@ -59,6 +63,20 @@ def run(request: JobRequest, stop: Stop) -> int:
     if failed:
         note(f"{failed} of {len(job.rows)} pictures failed; the same command tries them again")
     return 1 if failed else 0
+
+
+def _drawn(request: JobRequest, job: "Job", rank: int, world: int) -> "Iterator[Done]":
+    """Load the model; the rows as they are drawn or found."""
+    from ldm_toolkit.hardware import threads_per_process
+    from ldm_toolkit.jobs import run_job
+
+    if not request.quiet:
+        note(f"loading {request.choice.model}")
+    threads = request.threads
+    if threads is None and world > 1:
+        threads = threads_per_process(world)
+    pipe = load_pipeline(request.choice, threads=threads)
+    return run_job(pipe, job, rank=rank, world=world)
 
 
 def _share() -> tuple[int, int]:

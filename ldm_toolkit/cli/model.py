@@ -13,10 +13,10 @@ from ldm_toolkit.cli.options import ATTENTION, DTYPES
 from ldm_toolkit.errors import ModelError, UserError, suggestion
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.models import identity
-from ldm_toolkit.models.checks import check_model_folder
+from ldm_toolkit.models.checks import check_model_folder, check_vae_folder
 from ldm_toolkit.models.configs import latent_factor
 from ldm_toolkit.models.headers import check_safetensors
-from ldm_toolkit.models.hub import on_hub
+from ldm_toolkit.models.hub import fetch_model, on_hub
 from ldm_toolkit.models.single_file import check_single_file, is_single_file
 from ldm_toolkit.recipe import GenerateOptions
 
@@ -60,6 +60,24 @@ class ModelChoice:
     def on_hub(self) -> bool:
         """Whether loading it may need the network."""
         return on_hub(self.model) and not self.offline
+
+    def weights_sha256(self) -> str:
+        """The hash in the loaded model's identity, from the files alone. Raises ModelError."""
+        vae = Path(self.vae) if self.vae is not None else None
+        reading: dict[str, Any] = {"allow_pickle": self.allow_pickle}
+        if is_single_file(self.model):
+            files = check_vae_folder(vae, **reading)[1] if vae is not None else ()
+            return identity.checkpoint_sha256(Path(self.model), files)
+        reading["variant"] = self.variant
+        if on_hub(self.model):
+            offline = self.offline or None
+            fetched = fetch_model(self.model, revision=self.revision, offline=offline, **reading)
+            folder = fetched.folder
+        else:
+            folder = identity.find_model(self.model)
+        tokenizer = Path(self.tokenizer) if self.tokenizer is not None else None
+        checked = check_model_folder(folder, vae=vae, tokenizer=tokenizer, **reading)
+        return identity.weights_sha256(checked.files)
 
 
 def choose_model(

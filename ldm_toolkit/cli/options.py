@@ -38,6 +38,8 @@ exit codes: 0 done, 1 failed or a --replay that is not identical, 2 wrong use or
 74 cannot write, 129, 130, 143 stopped
 """
 
+_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "peft", "compel")
+
 # Flags whose name is not the field's own.
 _FLAGS = {"negative_prompt": "--negative"}
 
@@ -123,6 +125,8 @@ def build_parser(*, promptless: bool = False) -> argparse.ArgumentParser:
     else:
         parser.add_argument("prompt", metavar="PROMPT", help="what to draw, in quotes")
     _add_picture_options(parser.add_argument_group("the picture"))
+    _add_starting_options(parser.add_argument_group("from a picture"))
+    _add_many_options(parser.add_argument_group("many pictures, or one again"))
     _add_machine_options(parser.add_argument_group("model and machine"))
     _add_output_options(parser.add_argument_group("output"))
     _add_information(parser.add_argument_group("information"))
@@ -131,19 +135,21 @@ def build_parser(*, promptless: bool = False) -> argparse.ArgumentParser:
 
 def _add_picture_options(group: argparse._ArgumentGroup) -> None:
     for field in dataclasses.fields(GenerateOptions):
-        if field.name == "prompt":
-            continue
-        group.add_argument(
-            flag(field.name),
-            dest=field.name,
-            metavar=_metavar(field.name),
-            help=field.metadata["help"].replace("%", "%%") + _default(field.default),
-        )
+        if field.name not in ("prompt", "strength"):
+            _add_field(group, field)
+    group.add_argument("--dim", metavar="PIXELS", help="width and height in one")
+
+
+def _add_starting_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--image", metavar="FILE", help="a picture to start from, see --strength")
     group.add_argument(
         "--mask", metavar="FILE", help="where --image is drawn anew: white; black stays"
     )
-    group.add_argument("--dim", metavar="PIXELS", help="width and height in one")
+    fields = {field.name: field for field in dataclasses.fields(GenerateOptions)}
+    _add_field(group, fields["strength"])
+
+
+def _add_many_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-n",
         "--num-images",
@@ -152,6 +158,7 @@ def _add_picture_options(group: argparse._ArgumentGroup) -> None:
         default="1",
         help="how many pictures, with the seeds S, S+1, ... (default: 1)",
     )
+    group.add_argument("--grid", action="store_true", help="also write a sheet of all pictures")
     group.add_argument(
         "--prompts",
         metavar="FILE",
@@ -166,6 +173,16 @@ def _add_picture_options(group: argparse._ArgumentGroup) -> None:
         metavar="PICTURE",
         help="in place of PROMPT: make a picture of ldm-gen again from the recipe inside it, and "
         "say whether it is identical, or how far off and why",
+    )
+
+
+def _add_field(group: argparse._ArgumentGroup, field: "dataclasses.Field[Any]") -> None:
+    """The option of a field of GenerateOptions."""
+    group.add_argument(
+        flag(field.name),
+        dest=field.name,
+        metavar=_metavar(field.name),
+        help=field.metadata["help"].replace("%", "%%") + _default(field.default),
     )
 
 
@@ -256,7 +273,6 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
         help="also write what the model sees at each EVERY-th step, and a contact sheet, "
         "into PICTURE-steps/",
     )
-    group.add_argument("--grid", action="store_true", help="also write a sheet of all pictures")
     group.add_argument(
         "--json",
         action="store_true",
@@ -314,9 +330,9 @@ def _list_schedulers() -> str:
 
 
 def _versions() -> str:
-    """One line: ours, and what decides over bits."""
+    """One line: ours, and what of the libraries that load, compute and attach is installed."""
     found = []
-    for name in ("ldm-toolkit", "torch", "diffusers", "transformers"):
+    for name in ("ldm-toolkit", *_LIBRARIES):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{name} {importlib.metadata.version(name)}")
     return ", ".join([*found, f"Python {sys.version.split()[0]}"])

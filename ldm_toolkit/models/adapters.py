@@ -7,7 +7,6 @@ a file that fails changes nothing and detaching restores every bit.
 import copy
 import dataclasses
 import itertools
-import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,15 +21,15 @@ from ldm_toolkit.models.identity import EmbeddingIdentity, LoraIdentity
 from ldm_toolkit.models.lora_file import (
     checked_file,
     finite,
-    listed,
     read_lora,
     read_tensors,
 )
+from ldm_toolkit.models.tokenizer import read_word, with_word
+from ldm_toolkit.values import text_problem
 
 __all__ = ["load_embedding", "load_lora", "unload_loras"]
 
 _NETWORKS = ("unet", "text_encoder")
-_NO_WORD = re.compile(r"[\s()\[\]\\]")
 
 
 def load_lora(
@@ -40,8 +39,9 @@ def load_lora(
 
     ``path`` is a ``.safetensors`` file in the diffusers, peft or kohya format; ``name`` is the
     file's unless given. Raises ModelError when any tensor of the file has no place in the model,
-    UserError for a scale that is no finite number and a name that is taken.
+    UserError for a scale that is no finite number and a name that is no text or taken.
     """
+    _check_text("a LoRA's name", name)
     strength = finite(scale)
     if strength is None:
         raise UserError(f"a LoRA's scale must be a finite number, not {scale!r:.80}")
@@ -89,18 +89,14 @@ def load_embedding(
 
     ``path`` is a ``.safetensors`` file with one tensor, (D) or (n, D). ``token`` is the word in
     prompts: the tensor's name unless given, the file's where the web UIs' trainer wrote it.
-    Raises ModelError for a file that does not fit, UserError for a word that is taken.
+    Raises ModelError for a file that does not fit, UserError for a word that is no text or taken.
     """
+    _check_text("the embedding's word (token)", token)
     file = checked_file(path, "embedding")
-    tensors = read_tensors(file)
+    word, _ = read_word(file, token)
+    (vectors,) = read_tensors(file).values()
     width = int(components.text_encoder.config.hidden_size)
-    if len(tensors) != 1:
-        raise ModelError(
-            f"{file.name} holds {len(tensors)} tensors ({listed(tensors)}); a textual inversion "
-            "for Stable Diffusion 1.x or 2.x holds one"
-        )
-    key, vectors = next(iter(tensors.items()))
-    if vectors.ndim not in (1, 2) or vectors.shape[-1] != width or not vectors.numel():
+    if vectors.shape[-1] != width:
         raise ModelError(
             f"{file.name}: the embedding's shape is {tuple(vectors.shape)}, this model's words "
             f"have {width} numbers; it is of another model"
@@ -108,17 +104,20 @@ def load_embedding(
     if not vectors.is_floating_point() or not bool(torch.isfinite(vectors).all()):
         raise ModelError(f"{file.name}: the embedding must be finite floating-point numbers")
     vectors = vectors.reshape(-1, width)
-    word = token if token is not None else (file.stem if key == "emb_params" else key)
-    words = [word, *(f"{word}_{number}" for number in range(1, len(vectors)))]
-    tokenizer = copy.deepcopy(components.tokenizer)
-    _check_words(words, tokenizer)
-    tokenizer.add_tokens(words)
+    tokenizer, words = with_word(components.tokenizer, word, len(vectors))
     encoder = _sharing_copy(components.text_encoder)
     _add_rows(encoder, tokenizer.convert_tokens_to_ids(words), vectors)
     embeddings = (*components.embeddings, EmbeddingIdentity(word, sha256_file(file)))
     return dataclasses.replace(
         components, tokenizer=tokenizer, text_encoder=encoder, embeddings=embeddings
     )
+
+
+def _check_text(what: str, value: object) -> None:
+    """Whether a name that need not be given is text. Raises UserError."""
+    problems = text_problem(what, value) if value is not None else []
+    if problems:
+        raise UserError(problems[0])
 
 
 def _sharing_copy(network: torch.nn.Module) -> Any:
@@ -162,27 +161,6 @@ def _set_scales(network: Any, loras: Iterable[LoraIdentity]) -> None:
     scales = {f"adapter_{index}": lora.scale for index, lora in enumerate(loras)}
     set_weights_and_activate_adapters(network, list(scales), list(scales.values()))
     network.requires_grad_(False)
-
-
-def _check_words(words: list[str], tokenizer: Any) -> None:
-    """A word that prompts can hold and that the tokenizer does not know. Raises UserError."""
-    word = words[0]
-    if not word or len(word) > 100 or not word.isprintable() or _NO_WORD.search(word):
-        raise UserError(
-            f"the embedding's word must be short, without spaces, brackets and backslashes, not "
-            f"{word!r:.120}; give it another one with token"
-        )
-    # <cat> reads <cat>_1, <cat>_2, ... as its own further vectors, so those must be free too.
-    known = tokenizer.get_vocab()
-    taken = [one for one in (*words, f"{word}_{len(words)}") if one in known]
-    stem = re.sub(r"_\d+$", "", word)
-    if stem != word and stem in tokenizer.added_tokens_encoder:
-        taken.append(stem)
-    if taken:
-        raise UserError(
-            f"the tokenizer knows {taken[0]!r:.120} already; give the embedding another word "
-            "with token"
-        )
 
 
 def _add_rows(encoder: Any, ids: list[int], vectors: torch.Tensor) -> None:

@@ -1,8 +1,12 @@
 """To and from diffusers: its pipelines, its folders. No lock-in."""
 
+import contextlib
 import hashlib
 import json
+import logging
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,8 @@ __all__ = ["from_diffusers", "save_components", "to_diffusers"]
 
 def to_diffusers(components: Components, scheduler: Any) -> Any:
     """diffusers' own pipeline around the same networks; nothing is copied."""
-    from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
+    with _without_notes_on_torchvision():
+        from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 
     kind = StableDiffusionInpaintPipeline if components.inpainting else StableDiffusionPipeline
     return kind(
@@ -37,6 +42,25 @@ def to_diffusers(components: Components, scheduler: Any) -> Any:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+@contextlib.contextmanager
+def _without_notes_on_torchvision() -> Iterator[None]:
+    """Keep transformers from saying of image processors that they want torchvision.
+
+    Importing diffusers' pipelines imports them, for a safety checker that is not used here. Only
+    these notes are held back, and only in the block.
+    """
+
+    def about_something_else(record: logging.LogRecord) -> bool:
+        return "requires torchvision" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.utils.import_utils")
+    logger.addFilter(about_something_else)
+    try:
+        yield
+    finally:
+        logger.removeFilter(about_something_else)
 
 
 def from_diffusers(pipeline: Any) -> Components:
@@ -85,16 +109,14 @@ def _tensors_sha256(parts: dict[str, Any]) -> str:
     return total.hexdigest()
 
 
-def save_components(components: Components, folder: Path, scheduler: Any) -> None:
+def save_components(components: Components, folder: str | Path, scheduler: Any) -> None:
     """Write a model folder in the diffusers layout; it appears whole or not at all.
 
     A network whose weights are those of its source is copied byte for byte; a changed one is
     written in its source's dtype, so that computing in bfloat16 loses no bits of float16 weights.
-    Raises CannotWrite, and UserError for a folder that is in the way.
+    Raises CannotWrite, and UserError for what is no path or exists already.
     """
-    if folder.exists():
-        raise UserError(f"{folder} exists already; choose another name")
-    with staged_directory(folder) as staging:
+    with staged_directory(_free_place(folder)) as staging:
         for name, (stem, _) in PARTS.items():
             _save_network(getattr(components, name), components, staging / name, stem)
         components.tokenizer.save_pretrained(staging / "tokenizer")
@@ -111,6 +133,17 @@ def save_components(components: Components, folder: Path, scheduler: Any) -> Non
             "requires_safety_checker": False,
         }
         (staging / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _free_place(folder: str | Path) -> Path:
+    """Where a model can be saved over nothing, not even a link. Raises UserError."""
+    try:
+        place = Path(folder)
+    except TypeError as error:
+        raise UserError(f"a folder is a text or a Path, not {folder!r:.80}") from error
+    if os.path.lexists(place):
+        raise UserError(f"{place} exists already; choose another name")
+    return place
 
 
 def _pipeline_name(components: Components) -> str:

@@ -17,20 +17,22 @@ from ldm_toolkit.models.checks import (
     PARTS,
     TOKENIZER_FILES,
     check_description,
+    check_tokenizer,
     check_variant,
     no_weights,
     shard_names,
     weight_names,
 )
 
-__all__ = ["Snapshot", "fetch_model", "is_hub_id", "on_hub"]
+__all__ = ["Snapshot", "fetch_model", "fetch_tokenizer", "is_hub_id", "on_hub"]
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_TOKENIZER = tuple(f"tokenizer/{name}" for name in TOKENIZER_FILES)
 _DESCRIPTION = (
     "model_index.json",
     "scheduler/scheduler_config.json",
-    *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
+    *_TOKENIZER,
     *(f"{part}/config.json" for part in PARTS),
 )
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -50,8 +52,12 @@ def is_hub_id(model: str | Path) -> bool:
 
 
 def on_hub(model: str | Path) -> bool:
-    """Whether the name is a hub id and nothing here has that name."""
-    return is_hub_id(model) and not os.path.lexists(model)
+    """Whether the name is a hub id, and nothing here has that name or its first half.
+
+    ``models/foo`` where ``models`` is a folder is a path that was mistyped; the hub is not asked.
+    """
+    owner = str(model).partition("/")[0]
+    return is_hub_id(model) and not os.path.lexists(model) and not os.path.isdir(owner)
 
 
 def fetch_model(
@@ -108,6 +114,28 @@ def fetch_model(
     return Snapshot(folder, pinned.resolved)
 
 
+def fetch_tokenizer(
+    model: str, *, revision: str | None = None, offline: bool | None = None
+) -> Path:
+    """Bring a hub model's tokenizer into the cache and nothing else; the folder, checked.
+
+    Raises ModelError.
+    """
+    from huggingface_hub import HfApi, is_offline_mode, snapshot_download
+
+    local = is_offline_mode() if offline is None else offline
+    with _explained(model, revision, local):
+        pinned = HfApi().resolve_revision(model, revision=revision, local_files_only=local)
+        folder = Path(
+            snapshot_download(
+                model, revision=pinned, local_files_only=local, allow_patterns=list(_TOKENIZER)
+            )
+        )
+        if not (folder / "tokenizer").is_dir():
+            raise ModelError("the model lacks a folder tokenizer")
+        return check_tokenizer(folder)
+
+
 def _weights(
     part: str, folder: Path, sizes: dict[str, int], variant: str | None, *, allow_pickle: bool
 ) -> list[str]:
@@ -143,14 +171,22 @@ def _explained(model: str, revision: str | None, local: bool) -> Iterator[None]:
 
 
 def _explanation(error: Exception, model: str, revision: str | None, local: bool) -> str:
-    """What went wrong at the hub and what to do, in one line."""
+    """What went wrong and what to do, in one line."""
     from huggingface_hub import errors
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return f"{model} is gated: accept its terms on the hub's page, then {_LOG_IN}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{model} has no revision {revision!r:.80} on the hub"
+    # Nothing says that the hub has such a model: the name can be a path that was mistyped.
+    return f"there is no folder {model} here, and {_failure(error, model, local)}"
+
+
+def _failure(error: Exception, model: str, local: bool) -> str:
+    """Why the hub gives nothing, and what to do."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"the hub has no model {model}, or it is private: check the name, or {_LOG_IN}"
     if status in (401, 403):

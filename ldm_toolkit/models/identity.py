@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ __all__ = [
     "LoraIdentity",
     "ModelIdentity",
     "bundled_models",
+    "checkpoint_sha256",
     "find_model",
     "weights_sha256",
 ]
@@ -78,7 +80,22 @@ def find_model(model: str | Path) -> Path:
     known = ", ".join(bundled) or "none in this installation"
     raise ModelError(
         f"no model {str(model)!r:.200}: neither a folder nor a bundled model "
-        f"({known}){suggestion(str(model), bundled)}"
+        f"({known}){suggestion(str(model), bundled)}{_beside(folder)}"
+    )
+
+
+def _beside(missing: Path) -> str:
+    """The end of an error message about a path whose last part alone is missing, or nothing."""
+    parent = missing.parent
+    try:
+        if not parent.name or not parent.is_dir():
+            return ""
+        names = [path.name for path in itertools.islice(parent.iterdir(), 1000)]
+    except OSError:  # a folder that cannot be listed
+        return ""
+    return (
+        f"; {str(parent)!r:.200} is a folder and holds no {missing.name!r:.100}, so the hub is "
+        f"not asked{suggestion(missing.name, names)}"
     )
 
 
@@ -89,3 +106,13 @@ def weights_sha256(files: Mapping[str, Path]) -> str:
     """
     lines = [f"{sha256_file(files[name])}  {name}\n" for name in sorted(files)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def checkpoint_sha256(file: Path, vae: Sequence[Path] = ()) -> str:
+    """A checkpoint file's own SHA-256, as download pages show it.
+
+    With the weights of another VAE, that of both as `weights_sha256` counts.
+    """
+    if not vae:
+        return sha256_file(file)
+    return weights_sha256({"checkpoint": file, **{f"vae/{path.name}": path for path in vae}})

@@ -13,18 +13,22 @@ import torch
 from ldm_toolkit import schedulers
 from ldm_toolkit.compilation import compile_networks
 from ldm_toolkit.errors import ModelError, UserError
-from ldm_toolkit.files import sha256_file
 from ldm_toolkit.hardware import choose_device, choose_dtype, lay_out, set_attention
-from ldm_toolkit.models.checks import PICKLES, check_model_folder, check_tokenizer, check_vae_folder
+from ldm_toolkit.models.checks import PICKLES, check_model_folder, check_vae_folder
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.configs import check_configs, image_size, latent_factor
 from ldm_toolkit.models.conversion import convert, measured_prediction
 from ldm_toolkit.models.hub import fetch_model, on_hub
-from ldm_toolkit.models.identity import ModelIdentity, bundled_models, find_model, weights_sha256
+from ldm_toolkit.models.identity import (
+    ModelIdentity,
+    bundled_models,
+    checkpoint_sha256,
+    find_model,
+    weights_sha256,
+)
 from ldm_toolkit.models.networks import build_network, read_weights
 from ldm_toolkit.models.single_file import Description, check_single_file, describe, is_single_file
-from ldm_toolkit.models.tokenizer import load_tokenizer, published_tokenizer
-from ldm_toolkit.models.vocabulary import find_published, find_tokenizer
+from ldm_toolkit.models.tokenizer import file_tokenizer, load_tokenizer
 from ldm_toolkit.recipe import ModelDefaults
 
 __all__ = ["bundled_models", "load_components"]
@@ -149,18 +153,13 @@ def _open_file(
     if vae is not None:
         configs["vae"], vae_files = check_vae_folder(vae, allow_pickle=allow_pickle)
     check_configs(configs)
-    load_text = _file_tokenizer(tokenizer, found.kind)
+    # Stable Diffusion 2 was trained with OpenCLIP, which fills up with id 0.
+    load_text = file_tokenizer(tokenizer, "!" if found.kind == "2.x" else None)
 
     def tensors(part: str) -> dict[str, torch.Tensor]:
         if part == "vae" and vae_files:
             return read_weights(vae_files)
         return convert(part, configs[part], {name: stored[name] for name in found.names[part]})
-
-    def sha256() -> str:
-        """The file's own, as download pages show it; with another VAE, that of both."""
-        if not vae_files:
-            return sha256_file(path)
-        return weights_sha256({"checkpoint": path, **{f"vae/{p.name}": p for p in vae_files}})
 
     return _Opened(
         name=path.stem,
@@ -170,24 +169,9 @@ def _open_file(
         scheduler=configs["scheduler"]["_class_name"],
         tokenizer=load_text,
         tensors=tensors,
-        sha256=sha256,
+        sha256=lambda: checkpoint_sha256(path, vae_files),
         unsettled=found if found.prediction is None else None,
     )
-
-
-def _file_tokenizer(tokenizer: Path | None, kind: str) -> Callable[[], Any]:
-    """How to make the tokenizer that a single file lacks. Raises ModelError."""
-    if tokenizer is not None:
-        given = check_tokenizer(tokenizer)
-        return lambda: load_tokenizer(given)
-    # Stable Diffusion 2 was trained with OpenCLIP, which fills up with id 0.
-    padding = "!" if kind == "2.x" else None
-    cached = find_tokenizer()
-    if cached is not None:
-        checked = check_tokenizer(cached)
-        return lambda: load_tokenizer(checked, padding)
-    published = find_published()
-    return lambda: published_tokenizer(published, padding)
 
 
 def _load(

@@ -7,23 +7,22 @@ leave out in silence is an error here.
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldm_toolkit.errors import ModelError
+from ldm_toolkit.errors import ModelError, listed
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.headers import check_safetensors
 
-__all__ = ["LoraLayer", "checked_file", "finite", "listed", "read_lora", "read_tensors"]
+__all__ = ["LoraLayer", "checked_file", "finite", "read_lora", "read_tensors"]
 
 _NETWORKS = ("unet", "text_encoder")
 _WEIGHT = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _INSIDE_LORA = re.compile(r"(?:^|\.)(?:base_layer|lora_\w+)(?:\.|$)")
-_SHOWN = 5
 
 
 @dataclass
@@ -250,10 +249,3 @@ def finite(value: object) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names, each cut to a readable length, and how many more there are."""
-    shown = [name[:160] for name in names]
-    more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return ", ".join(shown[:_SHOWN]) + more

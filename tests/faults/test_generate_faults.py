@@ -204,6 +204,12 @@ def test_a_wrong_model_folder_is_found_before_loading(
     assert_refused(ldm_gen("x", model=workdir / "model"), 2, "model_index.json")
 
 
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(ldm_gen: Command, workdir: Path) -> None:
+    (workdir / "models" / "good").mkdir(parents=True)
+    told = "'models' is a folder and holds no 'goood', so the hub is not asked; did you mean 'good'"
+    assert_refused(ldm_gen("x", "--model", "models/goood"), 2, told)
+
+
 # --- hostile names and prompts ---
 
 
@@ -276,6 +282,8 @@ class OutOfMemoryError(RuntimeError):
         (OutOfMemoryError("CUDA out of memory. Tried"), 1, "out of memory; try a smaller --width"),
         (MemoryError(), 1, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 1"), 1, "out of memory"),
+        (SystemError("<f> returned NULL without setting an exception"), 1, "out of memory"),
+        (SystemError("bad argument"), 1, "unexpected SystemError: bad argument"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
 )

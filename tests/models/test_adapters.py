@@ -362,6 +362,24 @@ def test_wrong_use(components: Components, lora_file: File, tmp_path: Path) -> N
             load_lora(components, odd)
 
 
+@pytest.mark.parametrize("wrong", [5, 0, b"x", ["x"], Path("x"), "\udcff"])
+def test_names_and_words_are_text(wrong: Any, components: Components, lora_file: File) -> None:
+    lora = lora_file(in_peft(halves(components)))
+    embedding = lora_file({"<x>": torch.zeros(32)}, "e")
+    with pytest.raises(UserError, match=r"a LoRA's name (must be|is not valid)"):
+        load_lora(components, lora, name=wrong)
+    with pytest.raises(UserError, match=r"the embedding's word \(token\) (must be|is not valid)"):
+        load_embedding(components, embedding, token=wrong)
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"x.safetensors", ["x.safetensors"], "x" * 5000])
+def test_what_is_no_path(wrong: Any, components: Components) -> None:
+    for load in (load_lora, load_embedding):
+        with pytest.raises(ModelError, match="is not a path") as caught:
+            load(components, wrong)
+        assert "\n" not in str(caught.value)
+
+
 # --- textual inversion ---
 
 

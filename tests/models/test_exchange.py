@@ -1,6 +1,10 @@
 """To diffusers and back, and folders that keep their bytes."""
 
+import logging
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import CannotWrite, UserError
+from ldm_toolkit.models import exchange
 from ldm_toolkit.pipeline import LatentPipeline
 
 PROMPT = "a dog wearing a hat"
@@ -33,6 +38,42 @@ def test_to_diffusers_draws_the_same(pipe: LatentPipeline) -> None:
     ).images
     found = pipe(PROMPT, steps=3, seed=4).latents
     assert (expected - found).abs().max() <= 1e-4
+
+
+def test_to_diffusers_says_nothing_of_image_processors(tiny_model: Path) -> None:
+    """In a process of its own: the notes come at the first import only."""
+    code = (
+        "import sys; from ldm_toolkit import LatentPipeline; "
+        "LatentPipeline.from_pretrained(sys.argv[1], device='cpu').to_diffusers()"
+    )
+    paths = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_model)],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "torchvision" not in done.stderr
+    assert "ImageProcessor" not in done.stderr
+
+
+def test_other_warnings_pass() -> None:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers.utils.import_utils")
+    note = "`CLIPImageProcessor` requires torchvision (not installed); falling back to"
+    logger.addHandler(handler)
+    try:
+        with exchange._without_notes_on_torchvision():
+            logger.error(note)
+            logger.error("something real")
+        logger.error(note)
+    finally:
+        logger.removeHandler(handler)
+    assert said == ["something real", note]
 
 
 def test_from_diffusers_draws_the_same(pipe: LatentPipeline, tiny_model: Path) -> None:
@@ -103,6 +144,21 @@ def test_a_folder_in_the_way_stays(pipe: LatentPipeline, tmp_path: Path) -> None
     with pytest.raises(UserError, match="exists already"):
         pipe.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "mine/x"])
+def test_names_that_no_folder_can_have(name: str, pipe: LatentPipeline, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(CannotWrite, match="cannot write") as caught:
+        pipe.save_pretrained(f"{tmp_path}/{name}")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"folder", ["folder"]])
+def test_what_is_no_path(wrong: Any, pipe: LatentPipeline) -> None:
+    with pytest.raises(UserError, match="a folder is a text or a Path, not"):
+        exchange.save_components(pipe.components, wrong, pipe.make_scheduler())
 
 
 def test_a_pipeline_without_a_source_is_saved(tiny_model: Path, tmp_path: Path) -> None:

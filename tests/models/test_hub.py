@@ -14,9 +14,12 @@ import pytest
 from hub_server import COMMIT, Hub, serving
 from huggingface_hub import constants
 
+from ldm_toolkit.cli.model import choose_model
+from ldm_toolkit.cli.options import parse
 from ldm_toolkit.errors import ModelError
-from ldm_toolkit.models.hub import fetch_model, is_hub_id
+from ldm_toolkit.models.hub import fetch_model, is_hub_id, on_hub
 from ldm_toolkit.models.load import load_components
+from ldm_toolkit.models.tokenizer import model_tokenizer
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 DECOYS = (
@@ -134,6 +137,39 @@ def test_a_second_time_nothing_is_downloaded(hub: Hub, caplog: pytest.LogCapture
     assert fetch_model("owner/name", revision="v1") == first
 
 
+def test_the_tokenizer_alone(
+    hub: Hub, tiny_model: Path, no_sockets: Callable[[], None], cache: Path
+) -> None:
+    expected = model_tokenizer(tiny_model)("a dog").input_ids
+    assert model_tokenizer("owner/name")("a dog").input_ids == expected
+    names = [f"tokenizer/{path.name}" for path in (tiny_model / "tokenizer").iterdir()]
+    assert sorted(hub.asked()) == sorted(names)
+    with pytest.raises(ModelError, match="no revision 'v9'"):
+        model_tokenizer("owner/name", revision="v9")
+    no_sockets()
+    assert model_tokenizer("owner/name", offline=True)("a dog").input_ids == expected
+    assert model_tokenizer("owner/other", tokenizer=tiny_model)("a dog").input_ids == expected
+    shutil.rmtree(cache)
+    with pytest.raises(ModelError) as caught:
+        model_tokenizer("owner/name", offline=True)
+    assert_explained(caught, "run once with a network")
+
+
+def test_a_model_without_a_tokenizer(hub: Hub) -> None:
+    for name in [name for name in hub.files if name.startswith("tokenizer/")]:
+        del hub.files[name]
+    with pytest.raises(ModelError) as caught:
+        model_tokenizer("owner/name")
+    assert_explained(caught, "lacks a folder tokenizer")
+
+
+def test_the_hash_without_loading(hub: Hub, tiny_model: Path) -> None:
+    choice, _ = choose_model(parse(["x", "--model", "owner/name"]), None)
+    local, _ = choose_model(parse(["x", "--model", str(tiny_model)]), None)
+    assert choice.weights_sha256() == local.weights_sha256()
+    assert UNET in hub.asked()
+
+
 def test_variants(hub: Hub, tiny_model: Path) -> None:
     weights = [name for name in hub.files if name.endswith("model.safetensors") and "/" in name]
     for name in (UNET, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
@@ -236,11 +272,12 @@ def test_401(
 
 
 def test_404(hub: Hub) -> None:
-    with pytest.raises(ModelError, match="the hub has no model owner/other"):
+    with pytest.raises(ModelError, match="there is no folder owner/other here, and the hub has no"):
         fetch_model("owner/other")
     with pytest.raises(ModelError) as caught:
         fetch_model("owner/name", revision="v9")
     assert_explained(caught, "no revision 'v9'")
+    assert "no folder" not in str(caught.value)
     with pytest.raises(ModelError):
         fetch_model("owner/name", revision="../../x")
     del hub.files["unet/config.json"]
@@ -272,7 +309,7 @@ def test_no_network(
     shutil.rmtree(cache)
     with pytest.raises(ModelError) as caught:
         fetch_model("owner/name")
-    assert_explained(caught, "cannot be reached", "check the network")
+    assert_explained(caught, "cannot be reached", "check the network", "no folder owner/name here")
 
 
 class TestOffline:
@@ -313,7 +350,7 @@ class TestOffline:
         no_sockets()
         with pytest.raises(ModelError) as caught:
             fetch_model("owner/name", revision=revision, offline=True)
-        assert_explained(caught, "run once with a network")
+        assert_explained(caught, "run once with a network", "no folder owner/name here")
 
     def test_the_environment_decides_where_nobody_says(
         self, cache: Path, no_sockets: Callable[[], None], monkeypatch: pytest.MonkeyPatch
@@ -366,6 +403,20 @@ def test_hub_ids() -> None:
         Path("a/b"),
     ):
         assert not is_hub_id(name)
+
+
+def test_a_name_that_begins_with_a_folder_is_a_path(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert on_hub("owner/name")
+    (tmp_path / "owner" / "game").mkdir(parents=True)
+    assert not on_hub("owner/name")
+    with pytest.raises(ModelError) as caught:
+        load_components("owner/name", device="cpu", dtype="float32")
+    told = "'owner' is a folder and holds no 'name', so the hub is not asked; did you mean 'game'?"
+    assert_explained(caught, "no model 'owner/name'", told)
+    assert hub.requests == []
 
 
 def test_folders_win_over_the_hub(

@@ -18,6 +18,8 @@ from ldm_layout import State, checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ldm_toolkit.cli.model import choose_model
+from ldm_toolkit.cli.options import parse
 from ldm_toolkit.errors import ModelError, UserError
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.models import single_file, vocabulary
@@ -25,7 +27,7 @@ from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.conversion import convert, measured_prediction
 from ldm_toolkit.models.identity import bundled_models
 from ldm_toolkit.models.load import load_components
-from ldm_toolkit.models.tokenizer import published_tokenizer
+from ldm_toolkit.models.tokenizer import model_tokenizer, published_tokenizer
 
 Factory = Callable[..., Path]
 KINDS: dict[str, dict[str, Any]] = {
@@ -260,6 +262,16 @@ def test_another_vae(write: Callable[..., tuple[Path, Path]]) -> None:
     assert found.identity.sha256 not in (sha256_file(path), load(folder, folder).identity.sha256)
 
 
+@pytest.mark.parametrize("vae", [False, True])
+def test_the_hash_without_loading(vae: bool, write: Callable[..., tuple[Path, Path]]) -> None:
+    path, folder = write()
+    for model in (path, folder):
+        options = {"vae": folder / "vae"} if vae else {}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        choice, _ = choose_model(parse(["x", "--model", str(model), *words]), None)
+        assert choice.weights_sha256() == load(model, folder, **options).identity.sha256
+
+
 def test_an_ending_in_capitals_is_no_pickle(write: Callable[..., tuple[Path, Path]]) -> None:
     path, folder = write()
     before = load(path, folder).identity
@@ -403,12 +415,23 @@ def test_the_hubs_cache_comes_first(
         load_components(path, device="cpu", dtype="float32")
 
 
+def test_the_tokenizer_alone(open_clip: Path, write: Callable[..., tuple[Path, Path]]) -> None:
+    path, folder = write("2.x")
+    text = "a dog wearing a hat"
+    expected = load_components(path, device="cpu", dtype="float32").tokenizer(text)["input_ids"]
+    assert model_tokenizer(path)(text)["input_ids"] == expected
+    given = model_tokenizer(path, tokenizer=folder / "tokenizer")
+    own = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"))
+    assert given(text)["input_ids"] == own(text)["input_ids"]
+
+
 def test_no_tokenizer_at_all(no_cache: Path, write: Callable[..., tuple[Path, Path]]) -> None:
     path, _ = write()
-    with pytest.raises(ModelError) as caught:
-        load_components(path, device="cpu", dtype="float32")
-    for way in ("a folder with tokenizer", "hf download openai/clip", "ldm-toolkit[single-file]"):
-        assert way in str(caught.value)
+    for load in (lambda: load_components(path, device="cpu"), lambda: model_tokenizer(path)):
+        with pytest.raises(ModelError) as caught:
+            load()
+        for way in ("a folder with tokenizer", "hf download openai/clip", "toolkit[single-file]"):
+            assert way in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [b"", b"no gzip", gzip.compress(b"#\nthree words here\n")])
