@@ -196,6 +196,8 @@ class VAEConfig(LoopConfig, DataConfig):
         train: decoder keeps the latents, so every UNet goes on working; all changes them.
         crop: Side of the random square crops in pixels, a multiple of 8.
         crops: Crops taken from each picture in a row.
+        reconstruction: Distance between pixels; l1 is their mean absolute difference, l2 their mean
+            squared one.
         kl_weight: Weight of the KL term an element.
         gradient_weight: Weight of the L1 distance between image gradients, which sharpens edges.
         adversarial_weight: Weight of the PatchGAN term relative to the reconstruction's gradient.
@@ -207,6 +209,7 @@ class VAEConfig(LoopConfig, DataConfig):
     train: Literal["decoder", "all"] = "decoder"
     crop: int = 128
     crops: int = 4
+    reconstruction: Literal["l1", "l2"] = "l1"
     kl_weight: float = 1e-5
     gradient_weight: float = 1.0
     adversarial_weight: float = 0.0

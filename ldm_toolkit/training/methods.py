@@ -255,10 +255,12 @@ class VAEMethod:
         return self._held[1]
 
     def loss(self, outputs: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        """L1, gradient and KL terms, and the PatchGAN's, which counts after its start."""
+        """Distance, gradient and KL terms, and the PatchGAN's, which counts after its start."""
         config, made = self._config, outputs["made"]
         pixels = self._pixels.to(made.device)
-        fit = objectives.reconstruction_loss(made, pixels, config.gradient_weight)
+        fit = objectives.reconstruction_loss(
+            made, pixels, config.gradient_weight, config.reconstruction
+        )
         kl = variational.kl_to_standard_normal(
             outputs["mean"].float(), outputs["log_variance"].float()
         ).mean()

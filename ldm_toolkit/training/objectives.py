@@ -82,10 +82,15 @@ def prior_preservation(per_sample: Tensor, prior: Tensor, weight: float) -> Tens
     return means[0] + weight * means[1]
 
 
-def reconstruction_loss(reconstruction: Tensor, pixels: Tensor, gradient_weight: float) -> Tensor:
-    """L1 distance of pixels and, weighted, of their horizontal and vertical differences; scalar."""
+def reconstruction_loss(
+    reconstruction: Tensor, pixels: Tensor, gradient_weight: float, distance: str = "l1"
+) -> Tensor:
+    """Distance of pixels and, weighted, L1 of their horizontal and vertical differences; scalar.
+
+    ``distance`` is ``l1`` (mean absolute error) or ``l2`` (mean squared error).
+    """
     error = reconstruction.float() - pixels.float()
-    loss = error.abs().mean()
+    loss = error.square().mean() if distance == "l2" else error.abs().mean()
     if gradient_weight > 0:
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         loss = loss + gradient_weight * edges

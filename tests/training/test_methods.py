@@ -229,6 +229,20 @@ def test_what_of_the_autoencoder_gets_a_gradient(train, pictures, tmp_path):
     assert logs.keys() == {"psnr", "kl", "critic"}
 
 
+def test_the_distance_of_the_reconstruction_is_an_option(pictures, tmp_path):
+    losses = {}
+    for distance in ("l1", "l2"):
+        options = {"reconstruction": distance, "gradient_weight": 0.0, "kl_weight": 0.0}
+        method, _ = vae_method(tmp_path, pictures, **options)
+        columns = method.batch(range(4))
+        outputs = method.module(**columns)
+        error = (outputs["made"] - columns["pixels"]).detach().double()
+        expected = error.abs().mean() if distance == "l1" else error.square().mean()
+        losses[distance] = float(method.loss(outputs, 0)[0].detach())
+        assert losses[distance] == pytest.approx(float(expected), rel=1e-5)
+    assert losses["l1"] != losses["l2"]
+
+
 def test_the_critic_teaches_the_decoder_only_after_its_start(pictures, tmp_path):
     method, _ = vae_method(tmp_path, pictures, adversarial_weight=0.5, adversarial_start=10)
     outputs = method.module(**method.batch(range(4)))

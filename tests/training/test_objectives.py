@@ -154,6 +154,20 @@ def test_reconstruction_loss():
     assert float(objectives.reconstruction_loss(made + 3, made, 0.5)) == pytest.approx(3.0)
 
 
+def test_squared_reconstruction_loss():
+    rng = torch.Generator().manual_seed(0)
+    made, pixels = torch.randn(2, 2, 3, 5, 6, generator=rng)
+    error = (made - pixels).double().numpy()
+    edges = np.abs(np.diff(error, axis=-1)).mean() + np.abs(np.diff(error, axis=-2)).mean()
+    made.requires_grad_()
+    loss = objectives.reconstruction_loss(made, pixels, 0.0, "l2")
+    assert float(loss.detach()) == pytest.approx(np.mean(error**2))
+    (gradient,) = torch.autograd.grad(loss, made)
+    assert np.allclose(gradient.numpy(), 2 * error / error.size, rtol=1e-5, atol=1e-9)
+    found = objectives.reconstruction_loss(made.detach(), pixels, 0.5, "l2")
+    assert float(found) == pytest.approx(np.mean(error**2) + 0.5 * edges)
+
+
 def test_the_adaptive_weight_is_the_ratio_of_gradients():
     layer = torch.tensor([1.0, 2.0], requires_grad=True)
     fit, fooled = (3 * layer).sum(), (layer * torch.tensor([0.0, 0.5])).sum()

@@ -51,6 +51,8 @@ def test_the_options_of_the_objective():
     default = parse(UNetConfig, NEEDED)
     assert (default.debiased, default.zero_terminal_snr) == (False, False)
     assert (default.input_perturbation, default.timesteps) == (0.0, "uniform")
+    assert parse(VAEConfig, [*NEEDED, "--reconstruction", "l2"]).reconstruction == "l2"
+    assert parse(VAEConfig, NEEDED).reconstruction == "l1"
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,7 @@ def test_mistakes_are_told(words, told):
         (["--from-config", "x"], "--from-config makes fresh weights: pass --train all"),
         (["--crops", "0"], "--crops must be at least 1"),
         (["--kl-weight", "-1"], "--kl-weight must not be negative"),
+        (["--reconstruction", "l3"], "reconstruction"),
     ],
 )
 def test_mistakes_in_vae_options_are_told(words, told):
