@@ -117,8 +117,17 @@ class UNetConfig(LoopConfig, DataConfig):
         method: What is trained.
         caption_dropout: Share of captions replaced by the empty one, for guidance.
         min_snr_gamma: Clamp of min-SNR loss weighting; 0 switches it off.
+        debiased: Weight the loss by how much an error of the prediction counts in the picture.
         offset_noise: Standard deviation of a noise that is constant over each latent channel, added
             to the usual one, so that the mean colour does not show through the strongest noise.
+        input_perturbation: Standard deviation of a noise that the input gets and the target does
+            not, so that the network learns to put up with its own errors; 0.1 is usual.
+        zero_terminal_snr: Rescale the noise schedule so that its last timestep is noise alone; for
+            models that predict v or the sample.
+        timesteps: uniform draws all timesteps alike; logit_normal draws more of the middle ones and
+            hardly any at the ends.
+        timestep_mean: Mean of the logit of t in logit_normal; above 0 there is more noise.
+        timestep_scale: Standard deviation of the logit of t in logit_normal.
         latents: mean trains on the VAE posterior's mean, sample draws from the posterior.
         captions: Captions an image of "storybook".
         cache: Folder of the latent and embedding cache; default OUTPUT/cache.
@@ -132,7 +141,13 @@ class UNetConfig(LoopConfig, DataConfig):
     method: Literal["full"] = "full"
     caption_dropout: float = 0.1
     min_snr_gamma: float = 0.0
+    debiased: bool = False
     offset_noise: float = 0.0
+    input_perturbation: float = 0.0
+    zero_terminal_snr: bool = False
+    timesteps: Literal["uniform", "logit_normal"] = "uniform"
+    timestep_mean: float = 0.0
+    timestep_scale: float = 1.0
     latents: Literal["sample", "mean"] = "sample"
     captions: int = 3
     cache: str | None = None
@@ -147,10 +162,26 @@ class UNetConfig(LoopConfig, DataConfig):
             found.append("--caption-dropout must lie between 0 and 1")
         if not self.min_snr_gamma >= 0:
             found.append("--min-snr-gamma must not be negative")
-        if not 0 <= self.offset_noise < float("inf"):
-            found.append("--offset-noise must not be negative")
+        for name in ("offset_noise", "input_perturbation"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                found.append(f"--{name.replace('_', '-')} must not be negative")
         if self.captions < 1:
             found.append("--captions must be at least 1")
+        if self.min_snr_gamma > 0 and self.debiased:
+            found.append("--min-snr-gamma and --debiased both weight the timesteps: pass one")
+        return found + self._timestep_problems()
+
+    def _timestep_problems(self) -> list[str]:
+        found = []
+        if not abs(self.timestep_mean) < float("inf"):
+            found.append("--timestep-mean must be finite")
+        if not 0 < self.timestep_scale < float("inf"):
+            found.append("--timestep-scale must be positive")
+        shaped = (self.timestep_mean, self.timestep_scale) != (0.0, 1.0)
+        if shaped and self.timesteps == "uniform":
+            found.append(
+                "--timestep-mean and --timestep-scale shape --timesteps logit_normal: pass it too"
+            )
         return found
 
 
@@ -165,6 +196,8 @@ class VAEConfig(LoopConfig, DataConfig):
         train: decoder keeps the latents, so every UNet goes on working; all changes them.
         crop: Side of the random square crops in pixels, a multiple of 8.
         crops: Crops taken from each picture in a row.
+        reconstruction: Distance between pixels; l1 is their mean absolute difference, l2 their mean
+            squared one.
         kl_weight: Weight of the KL term an element.
         gradient_weight: Weight of the L1 distance between image gradients, which sharpens edges.
         adversarial_weight: Weight of the PatchGAN term relative to the reconstruction's gradient.
@@ -176,6 +209,7 @@ class VAEConfig(LoopConfig, DataConfig):
     train: Literal["decoder", "all"] = "decoder"
     crop: int = 128
     crops: int = 4
+    reconstruction: Literal["l1", "l2"] = "l1"
     kl_weight: float = 1e-5
     gradient_weight: float = 1.0
     adversarial_weight: float = 0.0

@@ -59,11 +59,17 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def complete_model(
-    base: Path, output: Path, without: set[str], parts: Mapping[str, Path] | None = None
+    base: Path,
+    output: Path,
+    without: set[str],
+    parts: Mapping[str, Path] | None = None,
+    *,
+    scheduler_config: Mapping[str, Any] | None = None,
 ) -> None:
     """Complete ``output`` to a model folder with the parts that were not trained.
 
-    They come from ``base``, or from where ``parts`` says. Raises ModelError, CannotWrite.
+    They come from ``base``, or from where ``parts`` says; ``scheduler_config`` replaces the
+    scheduler's where training changed it. Raises ModelError, CannotWrite.
     """
     origins = {name: base / name for name in _PARTS if name not in without}
     origins |= {name: path for name, path in (parts or {}).items() if name not in without}
@@ -72,6 +78,8 @@ def complete_model(
             raise ModelError(f"{origin} is missing; expected a model in the diffusers layout")
         if origin.resolve() != (output / name).resolve():
             shutil.copytree(origin, output / name, dirs_exist_ok=True)
+    if scheduler_config is not None:
+        write_json(output / "scheduler" / "scheduler_config.json", scheduler_config)
     scheduler = network_config(output / "scheduler", "scheduler_config.json")["_class_name"]
     index = {
         "_class_name": "StableDiffusionPipeline",

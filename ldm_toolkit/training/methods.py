@@ -4,7 +4,7 @@ A method is given positions in the run and makes its own batch from them, so tha
 random depends on (seed, position) alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from ldm_toolkit.errors import UserError
 from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.theory import diffusion, variational
 from ldm_toolkit.training import objectives
@@ -20,7 +21,13 @@ from ldm_toolkit.training.config import UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Source
 from ldm_toolkit.training.rng import PermutationIndex, generator, uniform
 
-__all__ = ["FullUNet", "Method", "VAEMethod"]
+__all__ = ["FullUNet", "Method", "VAEMethod", "trained_scheduler"]
+
+# Classes of diffusers that know rescale_betas_zero_snr; others would sample with the old schedule.
+_ZERO_SNR_CLASSES = frozenset(
+    {"DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"}
+    | {"EulerAncestralDiscreteScheduler", "LCMScheduler", "TCDScheduler", "UniPCMultistepScheduler"}
+)
 
 
 class Method(Protocol):
@@ -43,18 +50,51 @@ class Method(Protocol):
         """Write the trained network, in the diffusers layout."""
 
 
+def trained_scheduler(config: UNetConfig, scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheduler configuration that a UNet trained with these options belongs to.
+
+    After training with zero-terminal SNR, sampling has to use the same schedule and to start at
+    its last timestep: Lin et al. 2023, sections 3.1 and 3.3. Raises UserError where the model
+    predicts epsilon.
+    """
+    if not config.zero_terminal_snr:
+        return dict(scheduler_config)
+    _refuse_epsilon(scheduler_config.get("prediction_type", "epsilon"))
+    changed = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if scheduler_config.get("_class_name") in _ZERO_SNR_CLASSES:
+        return {**scheduler_config, **changed}
+    # clip_sample: DDIM would clip latents where a configuration does not say.
+    ddim = {"_class_name": "DDIMScheduler", **changed}
+    return {"clip_sample": False, **scheduler_config, **ddim}
+
+
+def _refuse_epsilon(kind: str) -> None:
+    if kind == "epsilon":
+        raise UserError(
+            "--zero-terminal-snr needs a model that predicts v or the sample, this one predicts "
+            "epsilon, which says nothing of the picture where there is only noise"
+        )
+
+
 class _UNetStep(nn.Module):
-    def __init__(self, unet: nn.Module, kind: str, gamma: float) -> None:
+    def __init__(self, unet: nn.Module, kind: str, gamma: float, debiased: bool = False) -> None:
         super().__init__()
-        self.unet, self.kind, self.gamma = unet, kind, gamma
+        self.unet, self.kind, self.gamma, self.debiased = unet, kind, gamma, debiased
 
     def forward(
-        self, latents: Tensor, noise: Tensor, timesteps: Tensor, alpha_bar: Tensor, text: Tensor
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        alpha_bar: Tensor,
+        text: Tensor,
+        input_noise: Tensor | None = None,
     ) -> Tensor:
-        noisy = diffusion.add_noise(latents, noise, alpha_bar)
+        added = noise if input_noise is None else input_noise
+        noisy = diffusion.add_noise(latents, added, alpha_bar)
         prediction = self.unet(noisy, timesteps, encoder_hidden_states=text).sample
         return objectives.noise_prediction_loss(
-            prediction, self.kind, latents, noise, alpha_bar, self.gamma
+            prediction, self.kind, latents, noise, alpha_bar, self.gamma, debiased=self.debiased
         )
 
 
@@ -62,7 +102,8 @@ class FullUNet:
     """All weights of the UNet, on cached latent moments and text embeddings.
 
     ``moments`` is (N, 8, h, w): mean and log variance of the VAE's posterior. ``embeddings`` is
-    (M, T, D), row 0 the empty caption; ``caption_rows[i]`` are the rows of picture i.
+    (M, T, D), row 0 the empty caption; ``caption_rows[i]`` are the rows of picture i. Raises
+    UserError for zero-terminal SNR with a model that predicts epsilon.
     """
 
     def __init__(
@@ -85,7 +126,10 @@ class FullUNet:
         self._alphas_cumprod = noise_scheduler.alphas_cumprod
         self._index = PermutationIndex(config.seed, len(moments))
         kind = noise_scheduler.config.prediction_type
-        self.module = _UNetStep(unet, kind, config.min_snr_gamma)
+        if config.zero_terminal_snr:
+            _refuse_epsilon(kind)
+            self._alphas_cumprod = diffusion.zero_terminal_snr(self._alphas_cumprod)
+        self.module = _UNetStep(unet, kind, config.min_snr_gamma, config.debiased)
 
     def trainable(self) -> nn.Module:
         """The UNet."""
@@ -110,21 +154,32 @@ class FullUNet:
         noise = torch.randn(mean.shape, generator=rng)
         if self._config.offset_noise > 0:
             offset = torch.randn(len(mean), 1, 1, generator=rng)
-            noise = noise + self._config.offset_noise * offset
+            noise = diffusion.offset_noise(noise, offset, self._config.offset_noise)
         rows = self._rows[index]
         row = rows[int(uniform(seed, "caption", position) * len(rows))]
         if uniform(seed, "dropout", position) < self._config.caption_dropout:
             row = 0
-        # A golden-ratio walk covers [0, 1) evenly in every window of positions, so neighbouring
-        # samples fall into different strata of t, whatever the batch size.
-        phase = (uniform(seed, "timestep", 0) + position * 0.6180339887498949) % 1.0
-        timestep = int(phase * len(self._alphas_cumprod))
-        return {
+        sample = {
             "latents": latents,
             "noise": noise,
-            "timesteps": torch.tensor(timestep),
+            "timesteps": torch.tensor(self._timestep(position)),
             "text": self._embeddings[row].float(),
         }
+        gamma = self._config.input_perturbation
+        if gamma > 0:  # of a generator of its own: other options leave it as it is
+            draw = torch.randn(mean.shape, generator=generator(seed, "perturbation", position))
+            sample["input_noise"] = diffusion.input_perturbation(noise, draw, gamma)
+        return sample
+
+    def _timestep(self, position: int) -> int:
+        # A golden-ratio walk covers [0, 1) evenly in every window of positions, so neighbouring
+        # samples fall into different strata of t, whatever the batch size.
+        phase = (uniform(self._config.seed, "timestep", 0) + position * 0.6180339887498949) % 1.0
+        count = len(self._alphas_cumprod)
+        if self._config.timesteps == "logit_normal":
+            mean, scale = self._config.timestep_mean, self._config.timestep_scale
+            return diffusion.logit_normal_timestep(phase, count, mean, scale)
+        return int(phase * count)
 
     def loss(self, outputs: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss that the module computed."""
@@ -200,10 +255,12 @@ class VAEMethod:
         return self._held[1]
 
     def loss(self, outputs: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        """L1, gradient and KL terms, and the PatchGAN's, which counts after its start."""
+        """Distance, gradient and KL terms, and the PatchGAN's, which counts after its start."""
         config, made = self._config, outputs["made"]
         pixels = self._pixels.to(made.device)
-        fit = objectives.reconstruction_loss(made, pixels, config.gradient_weight)
+        fit = objectives.reconstruction_loss(
+            made, pixels, config.gradient_weight, config.reconstruction
+        )
         kl = variational.kl_to_standard_normal(
             outputs["mean"].float(), outputs["log_variance"].float()
         ).mean()

@@ -28,7 +28,7 @@ from ldm_toolkit.training.folders import (
     write_json,
 )
 from ldm_toolkit.training.loop import set_threads, train
-from ldm_toolkit.training.methods import FullUNet, VAEMethod
+from ldm_toolkit.training.methods import FullUNet, VAEMethod, trained_scheduler
 from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
 
 __all__ = ["encode_captions", "train_text_encoder", "train_unet", "train_vae"]
@@ -112,6 +112,7 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
     accelerator = _begin(config)
     base = model_folder(config.from_config or config.model)
     scheduler_config = network_config(base / "scheduler", "scheduler_config.json")
+    trained = trained_scheduler(config, scheduler_config)  # refuses before hours of caching
     vae_folder = Path(config.vae or base / "vae")
     text_folder = Path(config.text_encoder or base)
     source = open_source(config, captions=config.captions, seed=config.seed)
@@ -132,7 +133,8 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
     parts = {"vae": vae_folder, "text_encoder": text_folder / "text_encoder"}
     parts["tokenizer"] = text_folder / "tokenizer"
     if accelerator.is_main_process:
-        complete_model(base, output, {"unet"}, parts)
+        changed = trained if config.zero_terminal_snr else None
+        complete_model(base, output, {"unet"}, parts, scheduler_config=changed)
 
     sample = None
     if draw is not None:

@@ -47,6 +47,28 @@ def test_the_result_is_a_model(script, trainer, tiny_v_model, pictures, tmp_path
     assert config["model"] == str(tiny_v_model)
 
 
+def test_the_scheduler_is_saved_as_it_was_trained(trainer, tiny_v_model, pictures, tmp_path):
+    """Zero-terminal SNR: PNDM, which the model came with, knows none of it."""
+    child = trainer.run("finetune_unet", "--model", tiny_v_model, "--data", pictures, "--output",
+                        tmp_path, *SMALL, "--zero-terminal-snr", "true", "--min-snr-gamma", 5,
+                        "--timesteps", "logit_normal", "--timestep-mean", 0.5,
+                        "--input-perturbation", 0.1)  # fmt: skip
+    assert child.wait() == 0, child.errors
+    config = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    assert config["_class_name"] == "DDIMScheduler"
+    assert config["rescale_betas_zero_snr"] is True
+    assert config["timestep_spacing"] == "trailing"
+    before = json.loads((tiny_v_model / "scheduler" / "scheduler_config.json").read_text())
+    assert "rescale_betas_zero_snr" not in before
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
+    draws(tmp_path)
+    scheduler = StableDiffusionPipeline.from_pretrained(tmp_path, local_files_only=True).scheduler
+    assert scheduler.alphas_cumprod[-1] == 0
+    scheduler.set_timesteps(2)
+    assert scheduler.timesteps.tolist() == [999, 499]
+
+
 def test_fresh_weights_from_configurations(trainer, tiny_model, pictures, tmp_path):
     parts = ["--vae", tiny_model / "vae", "--text-encoder", tiny_model]
     child = trainer.run("finetune_unet", "--from-config", tiny_model, *parts, "--data", pictures,
@@ -103,6 +125,10 @@ def test_threads_are_the_usable_cores_in_spite_of_omp(trainer, tiny_model, pictu
         (["--model", "{data}", "--data", "{data}"], "holds no"),
         (["--model", "{model}", "--data", "{data}", "--stepz", "3"], "did you mean 'steps'?"),
         (["--model", "{model}"], "data"),
+        (
+            ["--model", "{model}", "--data", "{data}", "--zero-terminal-snr", "true"],
+            "--zero-terminal-snr needs a model that predicts v or the sample",
+        ),
         (["--model", "{model}", "--data", "{data}", "--vae", "{model}"], "holds no config.json"),
         (["--model", "{model}", "--data", "{data}", "--text-encoder", "{data}"], "{data}/tok"),
         (

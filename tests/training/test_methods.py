@@ -1,10 +1,17 @@
 """Batches are functions of the position, cover what they should, and train what they should."""
 
+import math
+from statistics import NormalDist
+from types import SimpleNamespace
+
 import pytest
 import torch
 from training_tools import tiny_vae, unet_method, vae_method
 
-from ldm_toolkit.training.methods import VAEMethod
+from ldm_toolkit.errors import UserError
+from ldm_toolkit.theory import diffusion
+from ldm_toolkit.training import objectives
+from ldm_toolkit.training.methods import VAEMethod, trained_scheduler
 
 
 def test_batches_do_not_depend_on_their_size_or_history(tmp_path):
@@ -118,6 +125,99 @@ def test_every_weight_of_the_unet_gets_a_gradient(prediction, tmp_path):
     assert all(torch.isfinite(p.grad).all() for p in method.trainable().parameters())
 
 
+def test_input_perturbation_keeps_the_target(tmp_path):
+    """The input's noise gets more, the noise to predict and every other draw stay."""
+    plain, _ = unet_method(tmp_path)
+    changed, _ = unet_method(tmp_path, input_perturbation=0.1)
+    before, after = plain.batch(range(300)), changed.batch(range(300))
+    assert before.keys() == {"latents", "noise", "timesteps", "text", "alpha_bar"}
+    for name, values in before.items():
+        assert torch.equal(values, after[name]), name
+    added = (after["input_noise"] - after["noise"]) / 0.1
+    assert float(added.mean()) == pytest.approx(0, abs=0.02)
+    assert float(added.std()) == pytest.approx(1, abs=0.02)
+    pairs = torch.stack([added.flatten(), after["noise"].flatten()])
+    assert float(torch.corrcoef(pairs)[0, 1]) == pytest.approx(0, abs=0.02)
+    with_offset, _ = unet_method(tmp_path, input_perturbation=0.1, offset_noise=0.3)
+    other = with_offset.batch(range(300))
+    assert torch.allclose((other["input_noise"] - other["noise"]) / 0.1, added, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_only_the_input_of_the_network_is_perturbed(prediction, tmp_path):
+    method, _ = unet_method(tmp_path, prediction=prediction, input_perturbation=0.1)
+    columns, seen = method.batch(range(4)), {}
+
+    def network(noisy, timesteps, encoder_hidden_states):
+        seen["noisy"] = noisy
+        return SimpleNamespace(sample=torch.zeros_like(noisy))
+
+    method.module.unet.forward = network
+    loss = method.module(**columns)
+    latents, noise, alpha_bar = (columns[name] for name in ("latents", "noise", "alpha_bar"))
+    assert torch.equal(
+        seen["noisy"], diffusion.add_noise(latents, columns["input_noise"], alpha_bar)
+    )
+    expected = objectives.noise_prediction_loss(
+        torch.zeros_like(noise), prediction, latents, noise, alpha_bar
+    )
+    assert torch.equal(loss, expected)
+
+
+@pytest.mark.parametrize(("mean", "scale"), [(0.0, 1.0), (-0.5, 0.8)])
+def test_logit_normal_timesteps_stay_stratified(mean, scale, tmp_path):
+    """Any window of 200 positions has 10 +- 3 timesteps in each twentieth of the distribution."""
+    options = {"timesteps": "logit_normal", "timestep_mean": mean, "timestep_scale": scale}
+    method, _ = unet_method(tmp_path, **options)
+    drawn = [int(method._sample(position)["timesteps"]) for position in range(600)]
+    logits = [math.log((t + 0.5) / (999.5 - t)) for t in drawn]
+    quantiles = torch.tensor([NormalDist(mean, scale).cdf(logit) for logit in logits])
+    for start in (0, 111, 400):
+        counts = torch.histc(quantiles[start : start + 200], 20, 0, 1)
+        assert counts.sum() == 200
+        assert counts.min() >= 7
+        assert counts.max() <= 13
+
+
+def test_epsilon_cannot_have_zero_terminal_snr(tmp_path):
+    with pytest.raises(UserError, match="--zero-terminal-snr needs a model that predicts v"):
+        unet_method(tmp_path, zero_terminal_snr=True)
+
+
+@pytest.mark.parametrize("weighting", [{}, {"min_snr_gamma": 5.0}, {"debiased": True}])
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_the_last_step_of_a_zero_terminal_schedule_learns(prediction, weighting, tmp_path):
+    method, _ = unet_method(tmp_path, prediction=prediction, zero_terminal_snr=True, **weighting)
+    plain, _ = unet_method(tmp_path, prediction=prediction)
+    columns = method.batch(range(2))
+    levels = method._alphas_cumprod
+    assert torch.equal(columns["alpha_bar"], levels[columns["timesteps"]])
+    assert levels[0] == plain._alphas_cumprod[0]
+    columns["timesteps"][:], columns["alpha_bar"][:] = 999, levels[999]
+    assert not columns["alpha_bar"].any()
+    method.module(**columns).backward()
+    gradients = [p.grad for p in method.trainable().parameters()]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert float(method.trainable().conv_out.weight.grad.abs().max()) > 1e-4
+
+
+def test_the_scheduler_follows_the_training(tmp_path):
+    _, plain = unet_method(tmp_path)
+    _, config = unet_method(tmp_path, prediction="v_prediction", zero_terminal_snr=True)
+    before = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "beta_end": 0.012}
+    assert trained_scheduler(plain, before) == before
+    changed = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    assert trained_scheduler(config, before) == {**before, **changed}
+    pndm = {**before, "_class_name": "PNDMScheduler", "timestep_spacing": "leading"}
+    expected = {**before, **changed, "clip_sample": False}
+    assert trained_scheduler(config, pndm) == expected
+    for kind in ({"prediction_type": "epsilon"}, {}):
+        model = {"_class_name": "DDIMScheduler", **kind}
+        assert trained_scheduler(plain, model) == model
+        with pytest.raises(UserError, match="predicts epsilon"):
+            trained_scheduler(config, model)
+
+
 @pytest.mark.parametrize("train", ["decoder", "all"])
 def test_what_of_the_autoencoder_gets_a_gradient(train, pictures, tmp_path):
     method, _ = vae_method(tmp_path, pictures, train=train, adversarial_weight=0.5)
@@ -127,6 +227,20 @@ def test_what_of_the_autoencoder_gets_a_gradient(train, pictures, tmp_path):
         frozen = train == "decoder" and name.startswith(("vae.encoder", "vae.quant_conv"))
         assert (parameter.grad is None) == frozen, name
     assert logs.keys() == {"psnr", "kl", "critic"}
+
+
+def test_the_distance_of_the_reconstruction_is_an_option(pictures, tmp_path):
+    losses = {}
+    for distance in ("l1", "l2"):
+        options = {"reconstruction": distance, "gradient_weight": 0.0, "kl_weight": 0.0}
+        method, _ = vae_method(tmp_path, pictures, **options)
+        columns = method.batch(range(4))
+        outputs = method.module(**columns)
+        error = (outputs["made"] - columns["pixels"]).detach().double()
+        expected = error.abs().mean() if distance == "l1" else error.square().mean()
+        losses[distance] = float(method.loss(outputs, 0)[0].detach())
+        assert losses[distance] == pytest.approx(float(expected), rel=1e-5)
+    assert losses["l1"] != losses["l2"]
 
 
 def test_the_critic_teaches_the_decoder_only_after_its_start(pictures, tmp_path):

@@ -28,6 +28,113 @@ def test_noise_prediction_loss(kind, gamma):
     assert float(loss) == pytest.approx(np.mean(parts), rel=1e-5)
 
 
+def expected_loss_and_gradient(kind, weighting, mask, prior=None, prior_weight=0.0):
+    """The loss and its gradient by the prediction, in numpy and float64, sample by sample."""
+    prediction, x_0, eps, alpha_bar = batch()
+    p, x, e = (t.double().numpy() for t in (prediction, x_0, eps))
+    prior = [False] * len(p) if prior is None else prior
+    loss, gradient = 0.0, np.zeros_like(p)
+    for i, a in enumerate(alpha_bar.double().tolist()):
+        snr = a / (1 - a)
+        target = {
+            "epsilon": e[i],
+            "v_prediction": np.sqrt(a) * e[i] - np.sqrt(1 - a) * x[i],
+            "sample": x[i],
+        }[kind]
+        factor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1.0}[kind]
+        weight = {"none": 1.0, "min_snr": min(snr, 5.0) / factor, "debiased": factor**-0.5}
+        shown = np.ones((1, 3, 3)) if mask is None else mask[i].double().numpy()
+        area = p[i].size * shown.mean() if shown.any() else 1.0
+        share = prior_weight / sum(prior) if prior[i] else 1 / (len(p) - sum(prior))
+        part = share * weight[weighting] / area * shown * (p[i] - target)
+        loss += np.sum(part * (p[i] - target))
+        gradient[i] = 2 * part
+    return loss, gradient
+
+
+def weighting_options(weighting):
+    return {"gamma": 5.0 if weighting == "min_snr" else 0.0, "debiased": weighting == "debiased"}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("weighting", ["none", "min_snr", "debiased"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_losses_and_gradients(kind, weighting, masked):
+    prediction, x_0, eps, alpha_bar = batch()
+    prediction.requires_grad_()
+    mask = None
+    if masked:
+        mask = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+        mask[1], mask[2, :, :2] = 0.0, 0.0  # one shows nothing, one little
+    options = weighting_options(weighting)
+    loss = objectives.noise_prediction_loss(
+        prediction, kind, x_0, eps, alpha_bar, mask=mask, **options
+    )
+    loss.backward()
+    value, gradient = expected_loss_and_gradient(kind, weighting, mask)
+    assert float(loss.detach()) == pytest.approx(value, rel=1e-5)
+    found = prediction.grad.double().numpy()
+    assert np.allclose(found, gradient, rtol=1e-4, atol=1e-6 * np.abs(gradient).max())
+
+
+@pytest.mark.parametrize("weighting", ["none", "min_snr", "debiased"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_prior_preservation_with_weights(kind, weighting):
+    prediction, x_0, eps, alpha_bar = batch()
+    prediction.requires_grad_()
+    prior = [False, True, False, False]
+    errors = objectives.prediction_errors(
+        prediction, kind, x_0, eps, alpha_bar, **weighting_options(weighting)
+    )
+    loss = objectives.prior_preservation(errors, torch.tensor(prior), 0.7)
+    loss.backward()
+    value, gradient = expected_loss_and_gradient(kind, weighting, None, prior, 0.7)
+    assert float(loss.detach()) == pytest.approx(value, rel=1e-5)
+    found = prediction.grad.double().numpy()
+    assert np.allclose(found, gradient, rtol=1e-4, atol=1e-6 * np.abs(gradient).max())
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_an_instance_is_not_weighted_by_the_timestep_of_its_prior(kind):
+    """One instance and one class picture, the latter at the last step of a zero-terminal schedule.
+
+    diffusers' DreamBooth script broadcasts both weights over the instance's loss.
+    """
+    prediction, x_0, eps, alpha_bar = (t[:2] for t in batch())
+    prior, gradients = torch.tensor([False, True]), []
+    for other in (0.5, 0.0):
+        predicted = prediction.clone().requires_grad_()
+        levels = torch.tensor([float(alpha_bar[0]), other])
+        errors = objectives.prediction_errors(predicted, kind, x_0, eps, levels, 5.0)
+        objectives.prior_preservation(errors, prior, 1.0).backward()
+        gradients.append(predicted.grad)
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert not torch.equal(gradients[0][1], gradients[1][1])
+    assert torch.isfinite(gradients[1]).all()
+    assert gradients[1][1].abs().min() > 0
+
+
+def test_a_batch_may_lack_either_part_of_prior_preservation():
+    errors = torch.tensor([1.0, 3.0])
+    for prior, expected in (([False, False], 2.0), ([True, True], 1.0), ([True, False], 3.5)):
+        found = objectives.prior_preservation(errors, torch.tensor(prior), 0.5)
+        assert float(found) == pytest.approx(expected)
+
+
+def test_masked_means():
+    values = torch.arange(16.0).reshape(2, 2, 2, 2)
+    everything = objectives.masked_mean(values, torch.ones(2, 1, 2, 2))
+    assert torch.allclose(everything, values.mean((1, 2, 3)))
+    mask = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]], [[[0.0, 0.0], [0.0, 0.0]]]])
+    values.requires_grad_()
+    found = objectives.masked_mean(values, mask)
+    assert found.tolist() == [2.0, 0.0]  # the mean of 0 and 4; nothing
+    assert torch.equal(objectives.masked_mean(values, 0.25 * mask), found)  # how much, not how big
+    found.sum().backward()
+    assert torch.isfinite(values.grad).all()
+    assert not values.grad[1].any()
+
+
 def test_losses_are_float32_under_autocast_dtypes():
     prediction, x_0, eps, alpha_bar = batch()
     half = objectives.noise_prediction_loss(prediction.bfloat16(), "epsilon", x_0, eps, alpha_bar)
@@ -45,6 +152,20 @@ def test_reconstruction_loss():
     found = float(objectives.reconstruction_loss(made, pixels, 0.5))
     assert found == pytest.approx(plain + 0.5 * edges)
     assert float(objectives.reconstruction_loss(made + 3, made, 0.5)) == pytest.approx(3.0)
+
+
+def test_squared_reconstruction_loss():
+    rng = torch.Generator().manual_seed(0)
+    made, pixels = torch.randn(2, 2, 3, 5, 6, generator=rng)
+    error = (made - pixels).double().numpy()
+    edges = np.abs(np.diff(error, axis=-1)).mean() + np.abs(np.diff(error, axis=-2)).mean()
+    made.requires_grad_()
+    loss = objectives.reconstruction_loss(made, pixels, 0.0, "l2")
+    assert float(loss.detach()) == pytest.approx(np.mean(error**2))
+    (gradient,) = torch.autograd.grad(loss, made)
+    assert np.allclose(gradient.numpy(), 2 * error / error.size, rtol=1e-5, atol=1e-9)
+    found = objectives.reconstruction_loss(made.detach(), pixels, 0.5, "l2")
+    assert float(found) == pytest.approx(np.mean(error**2) + 0.5 * edges)
 
 
 def test_the_adaptive_weight_is_the_ratio_of_gradients():

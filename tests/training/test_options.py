@@ -40,6 +40,21 @@ def test_the_file_is_overridden_by_the_command_line(tmp_path):
     assert (config.lr, config.steps, config.sample_prompts) == (5e-4, 9, ["a cat", "a dog"])
 
 
+def test_the_options_of_the_objective():
+    words = ["--debiased", "true", "--input-perturbation", "0.1", "--zero-terminal-snr=true"]
+    words += ["--timesteps", "logit_normal", "--timestep-mean", "-0.5", "--timestep-scale=0.8"]
+    config = parse(UNetConfig, [*NEEDED, *words])
+    assert (config.debiased, config.zero_terminal_snr) == (True, True)
+    assert config.input_perturbation == 0.1
+    shape = (config.timesteps, config.timestep_mean, config.timestep_scale)
+    assert shape == ("logit_normal", -0.5, 0.8)
+    default = parse(UNetConfig, NEEDED)
+    assert (default.debiased, default.zero_terminal_snr) == (False, False)
+    assert (default.input_perturbation, default.timesteps) == (0.0, "uniform")
+    assert parse(VAEConfig, [*NEEDED, "--reconstruction", "l2"]).reconstruction == "l2"
+    assert parse(VAEConfig, NEEDED).reconstruction == "l1"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -54,6 +69,15 @@ def test_the_file_is_overridden_by_the_command_line(tmp_path):
         (["--lr", ".nan"], "--lr must be positive"),
         (["--min-snr-gamma", ".nan"], "--min-snr-gamma must not be negative"),
         (["--offset-noise", "-0.1"], "--offset-noise must not be negative"),
+        (["--input-perturbation", "-0.1"], "--input-perturbation must not be negative"),
+        (["--input-perturbation", ".inf"], "--input-perturbation must not be negative"),
+        (["--min-snr-gamma", "5", "--debiased", "true"], "--min-snr-gamma and --debiased both"),
+        (["--debiased", "maybe"], "debiased"),
+        (["--zero-terminal-snr", "maybe"], "zero_terminal_snr"),
+        (["--timesteps", "normal"], "timesteps"),
+        (["--timestep-mean", "1"], "--timesteps logit_normal: pass it too"),
+        (["--timesteps", "logit_normal", "--timestep-mean", ".nan"], "--timestep-mean must be fin"),
+        (["--timesteps", "logit_normal", "--timestep-scale", "0"], "--timestep-scale must be pos"),
         (["--latents", "mode"], "latents"),
         (["--size", "65"], "--size must be a multiple of 8"),
         (["--ema", "1"], "--ema must be at least 0 and below 1"),
@@ -77,6 +101,7 @@ def test_mistakes_are_told(words, told):
         (["--from-config", "x"], "--from-config makes fresh weights: pass --train all"),
         (["--crops", "0"], "--crops must be at least 1"),
         (["--kl-weight", "-1"], "--kl-weight must not be negative"),
+        (["--reconstruction", "l3"], "reconstruction"),
     ],
 )
 def test_mistakes_in_vae_options_are_told(words, told):
