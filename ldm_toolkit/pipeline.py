@@ -101,14 +101,16 @@ class LatentPipeline(Parts):
 
         Raises CannotWrite, and UserError for a folder that exists.
         """
-        exchange.save_components(self.components, Path(folder), self.make_scheduler())
+        exchange.save_components(self.components, folder, self.make_scheduler())
 
-    def load_lora(self, path: str | Path, scale: float = 1.0, name: str | None = None) -> None:
-        """Attach a LoRA (diffusers, peft or kohya ``.safetensors``) beside those there.
+    def load_lora(
+        self, path_or_id: str | Path, scale: float = 1.0, name: str | None = None
+    ) -> None:
+        """Attach a LoRA (diffusers, peft, kohya ``.safetensors``; owner/name on the hub).
 
         Raises ModelError, also when any of its tensors has no place in the model.
         """
-        self._use(adapters.load_lora(self.components, path, scale, name))
+        self._use(adapters.load_lora(self.components, path_or_id, scale, name))
 
     def unload_loras(self) -> None:
         """Take all LoRAs away; the weights are the same bits as before the first."""

@@ -17,6 +17,7 @@ import torch
 from ldm_toolkit.errors import ModelError, UserError
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.models.components import Components
+from ldm_toolkit.models.hub import fetch_lora
 from ldm_toolkit.models.identity import EmbeddingIdentity, LoraIdentity
 from ldm_toolkit.models.lora_file import (
     checked_file,
@@ -37,15 +38,15 @@ def load_lora(
 ) -> Components:
     """Components with one more LoRA, in addition to those there; ``components`` stay as they are.
 
-    ``path`` is a ``.safetensors`` file in the diffusers, peft or kohya format; ``name`` is the
-    file's unless given. Raises ModelError when any tensor of the file has no place in the model,
+    ``path`` is a ``.safetensors`` file in the diffusers, peft or kohya format, or where the hub has
+    one: see ``hub.fetch_lora``. ``name`` is the file's unless given. Raises ModelError when any tensor of the file has no place in the model,
     UserError for a scale that is no finite number and a name that is no text or taken.
     """
     _check_text("a LoRA's name", name)
     strength = finite(scale)
     if strength is None:
         raise UserError(f"a LoRA's scale must be a finite number, not {scale!r:.80}")
-    file = checked_file(path, "LoRA")
+    file = checked_file(fetch_lora(path), "LoRA")
     taken = {lora.name for lora in components.loras}
     label, number = name if name is not None else file.stem, 1
     while name is None and label in taken:  # trainers call every file the same

@@ -24,7 +24,7 @@ from ldm_toolkit.models.checks import (
     weight_names,
 )
 
-__all__ = ["Snapshot", "fetch_model", "fetch_tokenizer", "is_hub_id", "on_hub"]
+__all__ = ["Snapshot", "fetch_lora", "fetch_model", "fetch_tokenizer", "is_hub_id", "on_hub"]
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
@@ -35,6 +35,7 @@ _DESCRIPTION = (
     *_TOKENIZER,
     *(f"{part}/config.json" for part in PARTS),
 )
+_LORA = "pytorch_lora_weights.safetensors"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -134,6 +135,40 @@ def fetch_tokenizer(
         if not (folder / "tokenizer").is_dir():
             raise ModelError("the model lacks a folder tokenizer")
         return check_tokenizer(folder)
+
+
+def fetch_lora(place: str | Path) -> Path:
+    """The file of a LoRA: a path as it is, ``owner/name`` or ``owner/name/file`` from the hub.
+
+    A repository without a file's name must hold ``pytorch_lora_weights.safetensors`` or one other
+    ``.safetensors`` file. Raises ModelError.
+    """
+    owner, _, rest = str(place).partition("/")
+    name, _, file = rest.partition("/")
+    repository = f"{owner}/{name}"
+    is_path = Path(place).suffix.lower() == ".safetensors" and not file
+    if not isinstance(place, str) or is_path or not on_hub(repository):
+        return Path(place)
+    from huggingface_hub import HfApi, get_cached_repo_tree, is_offline_mode, snapshot_download
+
+    local = is_offline_mode()
+    with _explained(repository, None, local):
+        pinned = HfApi().resolve_revision(repository, local_files_only=local)
+        asked = file or _LORA
+        options = {"revision": pinned, "local_files_only": local}
+        folder = Path(snapshot_download(repository, allow_patterns=[asked], **options))
+        if ".." in Path(asked).parts or not (folder / asked).is_file():
+            tree = get_cached_repo_tree(repository, revision=pinned)
+            there = [one.path for one in tree if one.path.endswith(".safetensors")]
+            if file or len(there) != 1:
+                shown = ", ".join(there[:5]) or "none"
+                raise ModelError(
+                    f"there is no {asked}; .safetensors files there: {shown}; name one as "
+                    f"{repository}/FILE"
+                )
+            (asked,) = there
+            snapshot_download(repository, allow_patterns=[asked], **options)
+    return folder / asked
 
 
 def _weights(

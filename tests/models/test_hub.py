@@ -17,9 +17,10 @@ from huggingface_hub import constants
 from ldm_toolkit.cli.model import choose_model
 from ldm_toolkit.cli.options import parse
 from ldm_toolkit.errors import ModelError
-from ldm_toolkit.models.hub import fetch_model, is_hub_id, on_hub
+from ldm_toolkit.models.hub import fetch_lora, fetch_model, is_hub_id, on_hub
 from ldm_toolkit.models.load import load_components
 from ldm_toolkit.models.tokenizer import model_tokenizer
+from ldm_toolkit.pipeline import LatentPipeline
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 DECOYS = (
@@ -427,3 +428,39 @@ def test_folders_win_over_the_hub(
     found = load_components("owner/name", device="cpu", dtype="float32")
     assert found.identity.revision == ""
     assert hub.requests == []
+
+
+class TestLoras:
+    FILE = "pytorch_lora_weights.safetensors"
+
+    def test_the_usual_name_is_fetched_alone(self, hub: Hub) -> None:
+        hub.files |= {self.FILE: b"lora", "other.safetensors": b"other"}
+        assert fetch_lora("owner/name").read_bytes() == b"lora"
+        assert hub.asked() == [self.FILE]
+
+    def test_a_file_by_its_name(self, hub: Hub) -> None:
+        hub.files |= {self.FILE: b"lora", "styles/ink.safetensors": b"ink"}
+        assert fetch_lora("owner/name/styles/ink.safetensors").read_bytes() == b"ink"
+        assert hub.asked() == ["styles/ink.safetensors"]
+
+    def test_the_only_one(self, hub: Hub) -> None:
+        hub.files = {"README.md": b"", "ink.safetensors": b"ink"}
+        assert fetch_lora("owner/name").read_bytes() == b"ink"
+
+    @pytest.mark.parametrize("asked", ["", "/none.safetensors", "/../../../../../etc/passwd"])
+    def test_nothing_that_could_be_meant(self, asked: str, hub: Hub) -> None:
+        hub.files = {"a.safetensors": b"", "b.safetensors": b""}
+        with pytest.raises(ModelError) as caught:
+            fetch_lora(f"owner/name{asked}")
+        assert_explained(caught, "there is no", "a.safetensors, b.safetensors")
+
+    def test_paths_are_not_asked_for(self, hub: Hub, tmp_path: Path) -> None:
+        for place in ("loras/ink.safetensors", "ink.safetensors", tmp_path / "x", "ink"):
+            assert fetch_lora(place) == Path(place)
+        assert hub.requests == []
+
+    def test_it_must_be_a_lora(self, hub: Hub, pipe: LatentPipeline) -> None:
+        hub.files |= {self.FILE: b"no safetensors"}
+        with pytest.raises(ModelError, match="pytorch_lora_weights"):
+            pipe.load_lora("owner/name")
+        assert pipe.components.loras == ()
