@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ldm_toolkit.errors import ModelError
 from ldm_toolkit.models.checks import (
@@ -137,25 +138,26 @@ def fetch_tokenizer(
         return check_tokenizer(folder)
 
 
-def fetch_lora(place: str | Path) -> Path:
+def fetch_lora(place: str | Path) -> str | Path:
     """The file of a LoRA: a path as it is, ``owner/name`` or ``owner/name/file`` from the hub.
 
     A repository without a file's name must hold ``pytorch_lora_weights.safetensors`` or one other
     ``.safetensors`` file. Raises ModelError.
     """
-    owner, _, rest = str(place).partition("/")
+    if not isinstance(place, str):
+        return place
+    owner, _, rest = place.partition("/")
     name, _, file = rest.partition("/")
     repository = f"{owner}/{name}"
-    is_path = Path(place).suffix.lower() == ".safetensors" and not file
-    if not isinstance(place, str) or is_path or not on_hub(repository):
-        return Path(place)
+    if not on_hub(repository) or (not file and name.lower().endswith(".safetensors")):
+        return place
     from huggingface_hub import HfApi, get_cached_repo_tree, is_offline_mode, snapshot_download
 
     local = is_offline_mode()
     with _explained(repository, None, local):
         pinned = HfApi().resolve_revision(repository, local_files_only=local)
         asked = file or _LORA
-        options = {"revision": pinned, "local_files_only": local}
+        options: dict[str, Any] = {"revision": pinned, "local_files_only": local}
         folder = Path(snapshot_download(repository, allow_patterns=[asked], **options))
         if ".." in Path(asked).parts or not (folder / asked).is_file():
             tree = get_cached_repo_tree(repository, revision=pinned)

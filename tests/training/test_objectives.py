@@ -102,7 +102,7 @@ def test_an_instance_is_not_weighted_by_the_timestep_of_its_prior(kind):
     """
     prediction, x_0, eps, alpha_bar = (t[:2] for t in batch())
     prior, gradients = torch.tensor([False, True]), []
-    for other in (0.5, 0.0):
+    for other in (0.9, 0.0):
         predicted = prediction.clone().requires_grad_()
         levels = torch.tensor([float(alpha_bar[0]), other])
         errors = objectives.prediction_errors(predicted, kind, x_0, eps, levels, 5.0)
