@@ -6,9 +6,14 @@ Level 1: no torch.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import UserError, suggestion
 
-__all__ = ["LoopConfig", "TextEncoderConfig", "UNetConfig", "VAEConfig"]
+__all__ = ["UNET_METHODS", "LoopConfig", "TextEncoderConfig", "UNetConfig", "VAEConfig"]
+
+UNET_METHODS = {
+    "full": "full.FullUNet",
+}
+"""What ``--method`` may say: module and class in `training.methods`. A new method is a row here."""
 
 
 @dataclass(kw_only=True)
@@ -114,7 +119,7 @@ class UNetConfig(LoopConfig, DataConfig):
             model is not used.
         vae: Folder with another VAE than the model's.
         text_encoder: Folder with another tokenizer and text encoder than the model's.
-        method: What is trained.
+        method: What is trained: full is all weights of the UNet.
         caption_dropout: Share of captions replaced by the empty one, for guidance.
         min_snr_gamma: Clamp of min-SNR loss weighting; 0 switches it off.
         offset_noise: Standard deviation of a noise that is constant over each latent channel, added
@@ -129,7 +134,7 @@ class UNetConfig(LoopConfig, DataConfig):
     from_config: str | None = None
     vae: str | None = None
     text_encoder: str | None = None
-    method: Literal["full"] = "full"
+    method: str = "full"
     caption_dropout: float = 0.1
     min_snr_gamma: float = 0.0
     offset_noise: float = 0.0
@@ -141,6 +146,11 @@ class UNetConfig(LoopConfig, DataConfig):
     def problems(self) -> list[str]:
         """What is wrong with the options, one line each."""
         found = super().problems() + self.data_problems()
+        if self.method not in UNET_METHODS:
+            found.append(
+                f"--method must be one of {', '.join(UNET_METHODS)}, not {self.method!r:.80}"
+                + suggestion(self.method, UNET_METHODS)
+            )
         if self.from_config is not None and not (self.vae and self.text_encoder):
             found.append("--from-config needs --vae and --text-encoder")
         if not 0 <= self.caption_dropout <= 1:

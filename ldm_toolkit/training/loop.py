@@ -20,7 +20,7 @@ from ldm_toolkit.errors import NumericalError, UserError
 from ldm_toolkit.hardware import threads_per_process
 from ldm_toolkit.training import checkpoints
 from ldm_toolkit.training.config import LoopConfig
-from ldm_toolkit.training.methods import Method
+from ldm_toolkit.training.methods.protocol import Method
 from ldm_toolkit.training.resume import check_course, course, trim_metrics
 from ldm_toolkit.training.signals import Interrupted, SignalFlag
 

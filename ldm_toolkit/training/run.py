@@ -28,7 +28,8 @@ from ldm_toolkit.training.folders import (
     write_json,
 )
 from ldm_toolkit.training.loop import set_threads, train
-from ldm_toolkit.training.methods import FullUNet, VAEMethod
+from ldm_toolkit.training.methods import method_class
+from ldm_toolkit.training.methods.vae import VAEMethod
 from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
 
 __all__ = ["encode_captions", "train_text_encoder", "train_unet", "train_vae"]
@@ -119,7 +120,7 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
     with accelerator.main_process_first():
         moments, scaling_factor, data = _moments(vae_folder, source, folder, accelerator)
         embeddings, rows, text = _embeddings(text_folder, source, folder, accelerator)
-    method = FullUNet(
+    method = method_class(config.method)(
         _fresh_or_loaded(config, base),
         config,
         moments=moments,

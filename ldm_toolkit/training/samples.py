@@ -13,7 +13,7 @@ from ldm_toolkit.files import write_atomic
 from ldm_toolkit.images import image_bytes
 from ldm_toolkit.latents import pil_to_pixels, pixels_to_pil
 from ldm_toolkit.training.data import Source
-from ldm_toolkit.training.methods import Method
+from ldm_toolkit.training.methods.protocol import Method
 
 __all__ = ["Draw", "draw_prompts", "draw_reconstructions"]
 

@@ -48,6 +48,7 @@ def test_the_file_is_overridden_by_the_command_line(tmp_path):
         (["--steps", "many"], "steps"),
         (["--mixed-precision", "int8"], "mixed_precision"),
         (["--resume", "maybe"], "resume"),
+        (["--method", "ful"], "--method must be one of full, not 'ful'; did you mean 'full'?"),
         (["stray"], "stray"),
         (["--config", "none.yaml"], "none.yaml"),
         (["--steps", "0", "--lr", "-1", "--keep", "1"], "--steps must be at least 1; --lr must"),

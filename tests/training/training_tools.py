@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from ldm_toolkit.training.config import UNetConfig, VAEConfig
 from ldm_toolkit.training.data import ImageFolder
-from ldm_toolkit.training.methods import FullUNet, VAEMethod
+from ldm_toolkit.training.methods.full import FullUNet
+from ldm_toolkit.training.methods.vae import VAEMethod
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
