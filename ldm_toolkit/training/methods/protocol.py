@@ -17,7 +17,9 @@ class Method(Protocol):
         """What goes through Accelerate and is called once a step, so that gradients are reduced."""
 
     def trainable(self) -> nn.Module:
-        """The network that the optimiser and the moving average see."""
+        """What the optimiser, the moving average and the checkpoints see: its parameters that
+        require gradients. The frozen ones come from the model at every start.
+        """
 
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Inputs of ``module`` for these positions of the run."""
