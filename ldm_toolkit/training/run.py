@@ -1,9 +1,10 @@
 """The training commands: from options to a method, through the loop, to a model folder."""
 
+import functools
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +107,16 @@ def _standardise(folder: Path, method: VAEMethod, crops: int, batches: int = 64)
 
 
 def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
-    """Train the UNet on cached latents and embeddings; OUTPUT becomes a whole model folder.
+    """Train the UNet on cached latents and embeddings.
 
+    OUTPUT becomes a whole model folder, or gets the file of what is trained beside a model.
     ``draw`` makes the pictures of ``--sample-every``: training itself knows no pipeline.
     """
     accelerator = _begin(config)
     base = model_folder(config.from_config or config.model)
     scheduler_config = network_config(base / "scheduler", "scheduler_config.json")
+    kind = method_class(config.method)
+    kind.check(config, network_config(base / "unet"))
     vae_folder = Path(config.vae or base / "vae")
     text_folder = Path(config.text_encoder or base)
     source = open_source(config, captions=config.captions, seed=config.seed)
@@ -120,7 +124,7 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
     with accelerator.main_process_first():
         moments, scaling_factor, data = _moments(vae_folder, source, folder, accelerator)
         embeddings, rows, text = _embeddings(text_folder, source, folder, accelerator)
-    method = method_class(config.method)(
+    method = kind(
         _fresh_or_loaded(config, base),
         config,
         moments=moments,
@@ -129,20 +133,30 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
         scaling_factor=scaling_factor,
         scheduler_config=scheduler_config,
     )
-    output = Path(config.output)
     parts = {"vae": vae_folder, "text_encoder": text_folder / "text_encoder"}
     parts["tokenizer"] = text_folder / "tokenizer"
-    if accelerator.is_main_process:
-        complete_model(base, output, {"unet"}, parts)
+    if accelerator.is_main_process and kind.adapter_file is None:
+        complete_model(base, Path(config.output), {"unet"}, parts)
 
     sample = None
     if draw is not None:
         prompts = config.sample_prompts
-        sample = _sampler(config, lambda file: draw_prompts(method, output, prompts, file, draw))
+        complete = functools.partial(_completed, config, kind.adapter_file is not None, base, parts)
+        sample = _sampler(config, lambda file: draw_prompts(method, complete, prompts, file, draw))
     train(method, config, accelerator, sample=sample, inputs={"data": data, "text_encoder": text})
     if accelerator.is_main_process:
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
+
+
+def _completed(
+    config: UNetConfig, adapter: bool, base: Path, parts: Mapping[str, Path], folder: Path
+) -> Path:
+    """The model for sample pictures: ``base`` itself, or ``folder`` with what it lacks."""
+    if adapter and config.vae is None and config.text_encoder is None:
+        return base
+    complete_model(base, folder, set() if adapter else {"unet"}, parts)
+    return folder
 
 
 def _fresh_or_loaded(config: UNetConfig, base: Path) -> UNet2DConditionModel:

@@ -1,8 +1,9 @@
 """What the methods that train a UNet share: samples from the caches, and the step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -36,7 +37,18 @@ class UNetMethod(ABC):
 
     ``moments`` is (N, 8, h, w): mean and log variance of the VAE's posterior. ``embeddings`` is
     (M, T, D), row 0 the empty caption; ``caption_rows[i]`` are the rows of picture i.
+    ``adapter_file`` is the name of the file that ``save`` writes for beside a model; None where it
+    writes a part of the model's folder.
     """
+
+    adapter_file: ClassVar[str | None] = None
+
+    @classmethod  # noqa: B027 - most methods refuse nothing
+    def check(cls, config: UNetConfig, unet: Mapping[str, Any]) -> None:
+        """Refuse what a UNet's configuration cannot do, before hours of caching.
+
+        Raises UserError.
+        """
 
     def __init__(
         self,
