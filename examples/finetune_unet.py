@@ -8,11 +8,13 @@ from ldm_toolkit.training.config import UNetConfig
 from ldm_toolkit.training.options import command
 
 
-def draw(model: Path, prompts: Sequence[str]) -> list[Any]:
-    """Sample pictures of the model in training: 25 steps, seed 0."""
+def draw(model: Path, prompts: Sequence[str], lora: Path | None) -> list[Any]:
+    """Sample pictures of the model or LoRA in training: 25 steps, seed 0."""
     from ldm_toolkit import LatentPipeline
 
     pipe = LatentPipeline.from_pretrained(model)
+    if lora is not None:
+        pipe.load_lora(lora)
     return [pipe(prompt, steps=25, seed=0).images[0] for prompt in prompts]
 
 

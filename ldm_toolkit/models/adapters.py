@@ -137,6 +137,7 @@ def _attach(network: Any, modules: Mapping[str, Any], adapter: str) -> None:
         r=first.rank,
         lora_alpha=first.alpha,
         target_modules=list(modules),
+        use_dora=first.magnitude is not None,  # of all or of none
         rank_pattern={f"^{m}": one.rank for m, one in modules.items() if one.rank != first.rank},
         alpha_pattern={
             f"^{m}": one.alpha for m, one in modules.items() if one.alpha != first.alpha
@@ -149,7 +150,10 @@ def _attach(network: Any, modules: Mapping[str, Any], adapter: str) -> None:
     for module, layer in modules.items():
         target = network.get_submodule(module)
         base = target.get_base_layer().weight
-        for side, tensor in (("lora_A", layer.down), ("lora_B", layer.up)):
+        parts = {"lora_A": layer.down, "lora_B": layer.up}
+        if layer.magnitude is not None:
+            parts["lora_magnitude_vector"] = layer.magnitude
+        for side, tensor in parts.items():
             weight = torch.nn.Parameter(tensor.to(base.device, base.dtype), requires_grad=False)
             getattr(target, side)[adapter].weight = weight
     network._hf_peft_config_loaded = True  # diffusers' and transformers' own methods ask for it

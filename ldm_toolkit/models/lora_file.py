@@ -21,17 +21,36 @@ from ldm_toolkit.models.headers import check_safetensors
 __all__ = ["LoraLayer", "checked_file", "finite", "read_lora", "read_tensors"]
 
 _NETWORKS = ("unet", "text_encoder")
-_WEIGHT = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_WEIGHT = re.compile(
+    r"(?P<module>.+)\.(?P<kind>lora_A\.weight|lora_B\.weight|lora_magnitude_vector(?:\.weight)?)"
+)
+_FIELDS = {"lora_A.weight": "down", "lora_B.weight": "up"}
 _INSIDE_LORA = re.compile(r"(?:^|\.)(?:base_layer|lora_\w+)(?:\.|$)")
+# What a peft header can ask for beyond a LoRA, and starts that change the weights below it.
+_BEYOND = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+)
+_STARTS = re.compile(r"corda|loftq|lora_ga|olora|pissa", re.IGNORECASE)
 
 
 @dataclass
 class LoraLayer:
-    """One module's LoRA: what is added to its weight is scale * alpha / rank * up @ down."""
+    """One module's LoRA: what is added to its weight is scale * alpha / rank * up @ down.
+
+    With a ``magnitude`` each output's weights are then brought to that length (DoRA, Liu et al.
+    2024, eq. 5).
+    """
 
     down: torch.Tensor | None = None
     up: torch.Tensor | None = None
     alpha: float | None = None
+    magnitude: torch.Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -96,11 +115,15 @@ def read_lora(file: Path, components: Components) -> _Layers:
         for module, layer in modules.items():
             expected = _expected_shapes(getattr(components, part), module)
             if expected is not None:
-                own = {keys[id(side)]: side for side in (layer.down, layer.up) if side is not None}
+                held = (layer.down, layer.up, layer.magnitude)
+                own = {keys[id(tensor)]: tensor for tensor in held if tensor is not None}
                 used |= own.keys()
                 wrong += _shape_problems(own, layer, *expected)
-    used |= _set_alphas(layers, tensors, keys, file)
+    settings = _adapter_settings(file)
+    used |= _set_alphas(layers, tensors, keys, settings, file)
     _refuse(file, [key for key in tensors if key not in used], wrong)
+    for part, modules in layers.items():
+        _check_kind(file, part, modules, settings)
     return layers
 
 
@@ -133,7 +156,7 @@ def _sorted_layers(converted: Mapping[str, torch.Tensor], components: Components
                 bare = module.removeprefix("text_model.")
                 module = f"text_model.{bare}" if nested else bare
             layer = layers[part].setdefault(module, LoraLayer())
-            setattr(layer, "down" if found["side"] == "A" else "up", tensor)
+            setattr(layer, _FIELDS.get(found["kind"], "magnitude"), tensor)
     return layers
 
 
@@ -159,26 +182,30 @@ def _shape_problems(
     inner: tuple[int, ...],
     outer: tuple[int, ...],
 ) -> list[str]:
-    """What is wrong with a layer's two halves, a line each with the key in the file."""
+    """What is wrong with a layer's parts, a line each with the key in the file."""
     if layer.down is None or layer.up is None:
         return [f"{key} without its other half" for key in own]
     rank = layer.rank
-    expected = (rank, *inner), (outer[0], rank, *outer[1:])
+    lengths = (1, *outer) if len(outer) > 1 else outer
+    expected = (rank, *inner), (outer[0], rank, *outer[1:]), lengths
     return [
-        f"{key} {tuple(side.shape)}, not {shape}"
-        for (key, side), shape in zip(own.items(), expected, strict=True)
-        if tuple(side.shape) != shape or not rank
+        f"{key} {tuple(tensor.shape)}, not {shape}"
+        for (key, tensor), shape in zip(own.items(), expected, strict=False)  # DoRA alone has three
+        if tuple(tensor.shape) != shape or not rank
     ]
 
 
 def _set_alphas(
-    layers: _Layers, tensors: Mapping[str, torch.Tensor], keys: Mapping[int, str], file: Path
+    layers: _Layers,
+    tensors: Mapping[str, torch.Tensor],
+    keys: Mapping[int, str],
+    settings: Mapping[str, Any],
+    file: Path,
 ) -> set[str]:
     """Settle every layer's alpha: kohya's tensor, peft's header, else the rank. Returns its keys.
 
     The header is only read for these numbers; nothing else in it reaches a library.
     """
-    settings = _adapter_settings(file)
     used = set()
     for part, modules in layers.items():
         for module, layer in modules.items():
@@ -224,6 +251,27 @@ def _stated_alpha(settings: Mapping[str, Any], part: str, module: str, rank: int
     if number is not None and settings.get(f"{part}.use_rslora") is True:
         return number * math.sqrt(rank)
     return number
+
+
+def _check_kind(
+    file: Path, part: str, modules: Mapping[str, LoraLayer], settings: Mapping[str, Any]
+) -> None:
+    """Refuse what is beyond LoRA and DoRA, and DoRA in pieces. Raises ModelError."""
+    beyond = [name for name in _BEYOND if settings.get(f"{part}.{name}")]
+    start = settings.get(f"{part}.init_lora_weights")
+    if isinstance(start, str) and _STARTS.match(start):
+        beyond.append(f"init_lora_weights {start!r:.80}")
+    if beyond:
+        raise ModelError(
+            f"{file.name}: its header asks for {', '.join(beyond)}, which is more than LoRA and "
+            "DoRA; save it as a plain LoRA"
+        )
+    without = [name for name, layer in modules.items() if layer.magnitude is None]
+    dora = len(without) < len(modules) or settings.get(f"{part}.use_dora") is True
+    if without and dora:
+        raise ModelError(
+            f"{file.name} is a DoRA that lacks {len(without)} of its magnitudes ({listed(without)})"
+        )
 
 
 def _refuse(file: Path, unused: list[str], wrong: list[str]) -> None:

@@ -6,7 +6,7 @@ folder's name is a hash of the data, its preparation and the model's weights.
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ldm_toolkit.files import write_atomic
 
-__all__ = ["cached_rows", "module_hash"]
+__all__ = ["cached_rows", "module_hash", "tensors_hash"]
 
 logger = logging.getLogger(__name__)
 _SHARD = 256
@@ -25,8 +25,13 @@ _SHARD = 256
 
 def module_hash(module: nn.Module) -> str:
     """SHA-256 over a module's tensors in the order of their names."""
+    return tensors_hash(module.state_dict())
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and bytes of tensors in the order of their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

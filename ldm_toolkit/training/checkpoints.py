@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there, without pickles.
 
-``OUTPUT/checkpoints/step-00000500/`` holds weights.safetensors, ema.safetensors,
-optimizer.safetensors, state.json and, written last, manifest.json with sizes and SHA-256.
+``OUTPUT/checkpoints/step-00000500/`` holds weights.safetensors (what is trained, nothing frozen),
+ema.safetensors, optimizer.safetensors, state.json and, written last, manifest.json with sizes and
+SHA-256.
 """
 
 import json
@@ -19,14 +20,17 @@ from torch import Tensor, nn
 
 from ldm_toolkit.errors import CannotWrite, ModelError
 from ldm_toolkit.files import sha256_file, staged_directory
+from ldm_toolkit.training.cache import tensors_hash
 
 __all__ = [
     "Checkpoint",
+    "frozen_hash",
     "latest",
     "named_state",
     "optimizer_tensors",
     "prune",
     "restore_optimizer",
+    "restore_state",
     "save",
 ]
 
@@ -130,5 +134,35 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 
 
 def named_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state as tensors that no later step changes."""
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+    """A module's state without what is frozen, as tensors that no later step changes."""
+    frozen = _frozen(module)
+    return {
+        name: value.detach().clone()
+        for name, value in module.state_dict().items()
+        if name not in frozen
+    }
+
+
+def restore_state(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put the tensors of ``named_state`` back. Raises ValueError for those of another network."""
+    try:
+        missing, strange = module.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:  # other shapes
+        raise ValueError(str(error).splitlines()[-1].strip()) from error
+    missing = [name for name in missing if name not in _frozen(module)]
+    for names, told in ((missing, "is missing"), (strange, "has no place")):
+        if names:
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{names[0]}{others} {told}")
+
+
+def frozen_hash(module: nn.Module) -> str | None:
+    """SHA-256 of the parameters that no checkpoint holds; None where everything is trained."""
+    frozen = _frozen(module)
+    return tensors_hash(frozen) if frozen else None
+
+
+def _frozen(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters that are not trained, shared ones under each of their names."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: parameter for name, parameter in named if not parameter.requires_grad}

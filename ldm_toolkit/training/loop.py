@@ -20,7 +20,7 @@ from ldm_toolkit.errors import NumericalError, UserError
 from ldm_toolkit.hardware import threads_per_process
 from ldm_toolkit.training import checkpoints
 from ldm_toolkit.training.config import LoopConfig
-from ldm_toolkit.training.methods import Method
+from ldm_toolkit.training.methods.protocol import Method
 from ldm_toolkit.training.resume import check_course, course, trim_metrics
 from ldm_toolkit.training.signals import Interrupted, SignalFlag
 
@@ -59,7 +59,9 @@ class _Run:
     ) -> None:
         self.method, self.config, self.accelerator = method, config, accelerator
         self.folder = Path(config.output) / "checkpoints"
-        self.course = course(config, {**inputs, "processes": accelerator.num_processes})
+        self.course = course(
+            config, {**_frozen(method), **inputs, "processes": accelerator.num_processes}
+        )
         self.parameters = [p for p in method.trainable().parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -101,11 +103,11 @@ class _Run:
         before = {"seed": found.state["seed"], **found.state.get("course", {})}
         check_course(before, self.course, self.folder)
         try:
-            self.method.trainable().load_state_dict(found.tensors["weights"])
-        except RuntimeError as error:
+            checkpoints.restore_state(self.method.trainable(), found.tensors["weights"])
+        except ValueError as error:
             raise UserError(
-                f"{self.folder} belongs to another network ({str(error).splitlines()[-1].strip()});"
-                " pass the same model, another --output, or --resume false to start again"
+                f"{self.folder} belongs to another network ({error}); pass the same model, another "
+                "--output, or --resume false to start again"
             ) from error
         checkpoints.restore_optimizer(self.optimizer.optimizer, found.tensors["optimizer"])
         if self.ema is not None:
@@ -184,6 +186,12 @@ class _Run:
             yield
         finally:
             self.ema.restore(self.parameters)
+
+
+def _frozen(method: Method) -> dict[str, str]:
+    """The content of what checkpoints leave out: a resumed run must start from the same model."""
+    digest = checkpoints.frozen_hash(method.trainable())
+    return {"model": digest} if digest is not None else {}
 
 
 def train(

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from ldm_toolkit.training.folders import (
     write_json,
 )
 from ldm_toolkit.training.loop import set_threads, train
-from ldm_toolkit.training.methods import FullUNet, VAEMethod, trained_scheduler
+from ldm_toolkit.training.methods import method_class
+from ldm_toolkit.training.methods.unet_step import trained_scheduler
+from ldm_toolkit.training.methods.vae import VAEMethod
 from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
 
 __all__ = ["encode_captions", "train_text_encoder", "train_unet", "train_vae"]
@@ -105,14 +107,18 @@ def _standardise(folder: Path, method: VAEMethod, crops: int, batches: int = 64)
 
 
 def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
-    """Train the UNet on cached latents and embeddings; OUTPUT becomes a whole model folder.
+    """Train the UNet on cached latents and embeddings.
 
+    OUTPUT becomes a whole model folder, or gets the file of what is trained beside a model.
     ``draw`` makes the pictures of ``--sample-every``: training itself knows no pipeline.
     """
     accelerator = _begin(config)
     base = model_folder(config.from_config or config.model)
     scheduler_config = network_config(base / "scheduler", "scheduler_config.json")
-    trained = trained_scheduler(config, scheduler_config)  # refuses before hours of caching
+    # Both refuse before hours of caching.
+    trained = trained_scheduler(config, scheduler_config) if config.zero_terminal_snr else None
+    kind = method_class(config.method)
+    kind.check(config, network_config(base / "unet"))
     vae_folder = Path(config.vae or base / "vae")
     text_folder = Path(config.text_encoder or base)
     source = open_source(config, captions=config.captions, seed=config.seed)
@@ -120,7 +126,7 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
     with accelerator.main_process_first():
         moments, scaling_factor, data = _moments(vae_folder, source, folder, accelerator)
         embeddings, rows, text = _embeddings(text_folder, source, folder, accelerator)
-    method = FullUNet(
+    method = kind(
         _fresh_or_loaded(config, base),
         config,
         moments=moments,
@@ -129,17 +135,26 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
         scaling_factor=scaling_factor,
         scheduler_config=scheduler_config,
     )
-    output = Path(config.output)
     parts = {"vae": vae_folder, "text_encoder": text_folder / "text_encoder"}
     parts["tokenizer"] = text_folder / "tokenizer"
-    if accelerator.is_main_process:
-        changed = trained if config.zero_terminal_snr else None
-        complete_model(base, output, {"unet"}, parts, scheduler_config=changed)
+    if accelerator.is_main_process and kind.adapter_file is None:
+        complete_model(base, Path(config.output), {"unet"}, parts, scheduler_config=trained)
 
     sample = None
     if draw is not None:
         prompts = config.sample_prompts
-        sample = _sampler(config, lambda file: draw_prompts(method, output, prompts, file, draw))
+
+        def complete(folder: Path) -> Path:
+            """The model for sample pictures: ``base`` itself, or ``folder`` with what it lacks."""
+            if kind.adapter_file is None:
+                complete_model(base, folder, {"unet"}, parts, scheduler_config=trained)
+            elif config.vae is None and config.text_encoder is None:
+                return base
+            else:
+                complete_model(base, folder, set(), parts)
+            return folder
+
+        sample = _sampler(config, lambda file: draw_prompts(method, complete, prompts, file, draw))
     train(method, config, accelerator, sample=sample, inputs={"data": data, "text_encoder": text})
     if accelerator.is_main_process:
         sys.stdout.write(f"{config.output}\n")

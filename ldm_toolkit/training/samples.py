@@ -1,6 +1,5 @@
 """Sample pictures during training; the pipeline is a callable handed in."""
 
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,27 +12,32 @@ from ldm_toolkit.files import write_atomic
 from ldm_toolkit.images import image_bytes
 from ldm_toolkit.latents import pil_to_pixels, pixels_to_pil
 from ldm_toolkit.training.data import Source
-from ldm_toolkit.training.methods import Method
+from ldm_toolkit.training.methods.unet_step import UNetMethod
 
 __all__ = ["Draw", "draw_prompts", "draw_reconstructions"]
 
-Draw = Callable[[Path, Sequence[str]], list[Image.Image]]
-"""Draws one picture a prompt with the model in a folder."""
+Draw = Callable[[Path, Sequence[str], Path | None], list[Image.Image]]
+"""Draws one picture a prompt with the model in a folder and the LoRA of a file, if there is one."""
 
 
 def draw_prompts(
-    method: Method, rest: Path, prompts: Sequence[str], file: Path, draw: Draw
+    method: UNetMethod,
+    complete: Callable[[Path], Path],
+    prompts: Sequence[str],
+    file: Path,
+    draw: Draw,
 ) -> None:
-    """A strip of pictures, one a prompt, from the method's network and the other parts in ``rest``.
+    """A strip of pictures, one a prompt, with what the method has trained so far.
 
+    ``complete`` adds to a folder what the method does not save and returns the model's folder.
     Raises CannotWrite.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        model = Path(temporary, "model")
-        without = shutil.ignore_patterns("checkpoints", "samples", "cache")
-        shutil.copytree(rest, model, ignore=without)
-        method.save(model)
-        _write_strip(draw(model, prompts), file)
+        folder = Path(temporary, "model")
+        folder.mkdir()
+        method.save(folder)
+        adapter = folder / method.adapter_file if method.adapter_file is not None else None
+        _write_strip(draw(complete(folder), prompts, adapter), file)
 
 
 @torch.inference_mode()

@@ -67,6 +67,23 @@ def in_peft(layers: Halves, prefix: str = "text_model.") -> dict[str, torch.Tens
     return tensors
 
 
+def magnitudes(components: Components, layers: Halves) -> dict[tuple[str, str], torch.Tensor]:
+    """Random lengths of each output's weights, in the shapes of a DoRA."""
+    generator = torch.Generator().manual_seed(5)
+    made = {}
+    for part, module in layers:
+        weight = getattr(components, part).get_submodule(module).weight
+        shape = (1, len(weight), 1, 1) if weight.ndim == 4 else (len(weight),)
+        made[part, module] = 0.5 + torch.rand(shape, generator=generator)
+    return made
+
+
+def in_dora(components: Components, layers: Halves) -> dict[str, torch.Tensor]:
+    lengths = {f"{part}.{m}": v for (part, m), v in magnitudes(components, layers).items()}
+    named = {f"{name}.lora_magnitude_vector": length for name, length in lengths.items()}
+    return in_peft(layers, "") | named
+
+
 def in_kohya(layers: Halves, alphas: Mapping[str, float]) -> dict[str, torch.Tensor]:
     tensors = {}
     for (part, module), (down, up) in layers.items():
@@ -85,6 +102,16 @@ def merged(components: Components, layers: Halves, factor: Callable[[str], float
         weight = networks[part].get_submodule(module).weight
         change = up.flatten(1) @ down.flatten(1)
         weight.data += factor(module) * change.reshape(weight.shape)
+    return dataclasses.replace(components, **networks)
+
+
+def with_lengths(components: Components, layers: Halves) -> Components:
+    """The model with each adapted output's weights brought to its magnitude."""
+    networks = {part: copy.deepcopy(getattr(components, part)) for part in MODULES}
+    for (part, module), lengths in magnitudes(components, layers).items():
+        weight = networks[part].get_submodule(module).weight
+        rows = weight.data.flatten(1)
+        rows *= lengths.reshape(-1, 1) / rows.norm(dim=1, keepdim=True)
     return dataclasses.replace(components, **networks)
 
 
@@ -233,6 +260,47 @@ def test_alpha_of_a_peft_header(components: Components, lora_file: File) -> None
     close(load_lora(components, path), merged(components, layers, factor), 1e-4)
 
 
+def test_dora_as_its_paper_defines_it(components: Components, lora_file: File) -> None:
+    """Liu et al. 2024, eq. 5: m (W + BA) / |W + BA|; the header's alpha counts as without DoRA."""
+    layers = halves(components, rank=4)
+    settings = {"unet.lora_alpha": 2, "unet.use_dora": True}
+    path = lora_file(in_dora(components, layers), lora_adapter_metadata=json.dumps(settings))
+    last = MODULES["text_encoder"]
+    added = merged(components, layers, lambda module: 1.0 if module in last else 0.5)
+    ours = load_lora(components, path)
+    close(ours, with_lengths(added, layers), 1e-4)
+    assert bits(unload_loras(ours)) == bits(components)
+
+
+def test_dora_as_diffusers_reads_it(components: Components, lora_file: File, theirs: Any) -> None:
+    path = lora_file(in_dora(components, halves(components, parts=["unet"])))
+    theirs.load_lora_weights(str(path), adapter_name="x")
+    theirs.set_adapters(["x"], [0.7])
+    ours = load_lora(components, path, 0.7)
+    for one, other in zip(outputs(ours), outputs(theirs), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"unet.use_dora": True}, "is a DoRA that lacks 6 of its magnitudes .*attn1.to_q"),
+        ({"unet.use_qalora": True}, "its header asks for use_qalora, which is more than LoRA"),
+        ({"unet.kasa_config": {"beta": 1}}, "its header asks for kasa_config"),
+        ({"unet.init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4'"),
+    ],
+)
+def test_headers_that_ask_for_more(
+    settings: dict[str, Any], told: str, components: Components, lora_file: File
+) -> None:
+    text = json.dumps(settings)
+    path = lora_file(in_peft(halves(components)), lora_adapter_metadata=text)
+    with pytest.raises(ModelError, match=told):
+        load_lora(components, path)
+    plain = json.dumps({"unet.init_lora_weights": "gaussian", "unet.layer_replication": None})
+    load_lora(components, lora_file(in_peft(halves(components)), lora_adapter_metadata=plain))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_models_stay_so(dtype: str, components: Components, lora_file: File) -> None:
     parts = {name: copy.deepcopy(getattr(components, name)) for name in MODULES}
@@ -260,6 +328,8 @@ def broken(kind: str, components: Components) -> tuple[dict[str, torch.Tensor], 
     kohya = in_kohya(halves(components), {})
     key = f"unet.{MODULES['unet'][0]}.lora_A.weight"
     some = torch.zeros(2, 32)
+    dora = in_dora(components, halves(components))
+    length = f"unet.{MODULES['unet'][0]}.lora_magnitude_vector"
     table: dict[str, tuple[dict[str, torch.Tensor], str]] = {
         "unknown module": (good | {"unet.nowhere.lora_A.weight": some}, "unet.nowhere.lora_A"),
         "half of an unknown one": (good | {"unet.nowhere.lora_B.weight": some}, "1 keys .*nowhere"),
@@ -267,6 +337,12 @@ def broken(kind: str, components: Components) -> tuple[dict[str, torch.Tensor], 
         "no prefix": ({k.removeprefix("unet."): v for k, v in good.items()}, "down_blocks.0"),
         "one key more": (good | {"lora_extra": some}, "lora_extra"),
         "dora": (kohya | {"lora_unet_x.dora_scale": some}, "dora_scale"),
+        "dora in pieces": (
+            {k: v for k, v in dora.items() if k != length},
+            "a DoRA that lacks 1 of its magnitudes .*attn1.to_q",
+        ),
+        "dora's lengths": (dora | {length: torch.ones(31)}, r"\(31,\), not \(32,\)"),
+        "dora's alone": ({length: dora[length]}, "magnitude_vector without its other half"),
         "lycoris": (kohya | {"lora_unet_mid_block.hada_w1_a": some}, "hada_w1_a"),
         "XL's second encoder": (
             {
@@ -306,6 +382,9 @@ def broken(kind: str, components: Components) -> tuple[dict[str, torch.Tensor], 
         "no prefix",
         "one key more",
         "dora",
+        "dora in pieces",
+        "dora's lengths",
+        "dora's alone",
         "lycoris",
         "XL's second encoder",
         "XL's blocks",

@@ -138,6 +138,62 @@ def test_saving_a_step_again_replaces_it(folder):
     assert found.step == 9
 
 
+def half_frozen(seed: int = 0) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    module[0].requires_grad_(False)
+    return module
+
+
+def test_what_is_frozen_is_left_out():
+    tensors = checkpoints.named_state(half_frozen())
+    buffers = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert tensors.keys() == {"1.weight", "1.bias"} | buffers
+    module = half_frozen(1)
+    before = module[0].weight.clone()
+    tensors["1.weight"] = torch.arange(4.0)
+    checkpoints.restore_state(module, tensors)
+    assert torch.equal(module[1].weight, torch.arange(4.0))
+    assert torch.equal(module[0].weight, before)
+
+
+def test_what_was_stored_of_frozen_parts_comes_back():
+    """Checkpoints of earlier versions hold them."""
+    module = half_frozen(1)
+    checkpoints.restore_state(module, half_frozen().state_dict())
+    assert torch.equal(module[0].weight, half_frozen()[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t.pop("1.bias"), "1.bias is missing"),
+        (lambda t: [t.pop("1.bias"), t.pop("1.weight")], "1.weight and 1 more is missing"),
+        (lambda t: t.update(other=torch.ones(1)), "other has no place"),
+        (lambda t: t.update({"1.bias": torch.ones(5)}), "size mismatch for 1.bias"),
+    ],
+)
+def test_the_state_of_another_network_is_refused(change, told):
+    tensors = checkpoints.named_state(half_frozen())
+    change(tensors)
+    with pytest.raises(ValueError, match=told) as caught:
+        checkpoints.restore_state(half_frozen(), tensors)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_hash_of_what_is_frozen():
+    assert checkpoints.frozen_hash(torch.nn.Linear(2, 2)) is None
+    first = checkpoints.frozen_hash(half_frozen())
+    assert first is not None
+    assert len(first) == 64
+    module = half_frozen()
+    torch.nn.init.zeros_(module[1].weight)
+    assert checkpoints.frozen_hash(module) == first
+    torch.nn.init.zeros_(module[0].bias)
+    assert checkpoints.frozen_hash(module) != first
+
+
 def train(parameters, optimizer, steps):
     for _ in range(steps):
         optimizer.zero_grad()

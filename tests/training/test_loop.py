@@ -218,6 +218,23 @@ def test_training_the_decoder_leaves_the_encoder_alone(accelerator, pictures, tm
         assert torch.equal(after[name], value) == (name in frozen), name
 
 
+def test_checkpoints_hold_what_is_trained_and_belong_to_its_model(accelerator, pictures, tmp_path):
+    def train(steps, encoder=0.0):
+        method, settings = vae_method(tmp_path, pictures, steps=steps, lr_schedule="constant")
+        with torch.no_grad():
+            method.vae.encoder.conv_in.bias += encoder
+        loop.train(method, settings, accelerator)
+
+    train(2)
+    names = load_file(tmp_path / "checkpoints" / "step-00000002" / "weights.safetensors").keys()
+    assert names
+    assert not [name for name in names if name.startswith(("vae.encoder", "vae.quant_conv"))]
+    train(3)
+    assert metric(tmp_path, "step") == [1, 2, 3]
+    with pytest.raises(loop.UserError, match=r"--model \(its content has changed\)"):
+        train(4, encoder=0.5)
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(tiny_model, pictures, tmp_path):
     script = Path(__file__).parents[2] / "examples" / "finetune_unet.py"

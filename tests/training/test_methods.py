@@ -11,7 +11,18 @@ from training_tools import tiny_vae, unet_method, vae_method
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.theory import diffusion
 from ldm_toolkit.training import objectives
-from ldm_toolkit.training.methods import VAEMethod, trained_scheduler
+from ldm_toolkit.training.config import UNET_METHODS
+from ldm_toolkit.training.methods import method_class
+from ldm_toolkit.training.methods.unet_step import UNetMethod, trained_scheduler
+from ldm_toolkit.training.methods.vae import VAEMethod
+
+
+@pytest.mark.parametrize("name", UNET_METHODS)
+def test_every_row_of_the_table_is_a_method(name):
+    kind = method_class(name)
+    assert issubclass(kind, UNetMethod)
+    assert not kind.__abstractmethods__
+    assert f"methods.{UNET_METHODS[name]}" in f"{kind.__module__}.{kind.__name__}"
 
 
 def test_batches_do_not_depend_on_their_size_or_history(tmp_path):

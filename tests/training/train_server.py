@@ -18,8 +18,11 @@ import torch
 
 PRELOADED = (
     "ldm_toolkit.training.run",
+    "ldm_toolkit.training.methods.full",
+    "ldm_toolkit.training.methods.lora",
     "ldm_toolkit.training.text",
     "ldm_toolkit.pipeline",
+    "peft",
     "diffusers.schedulers.scheduling_ddpm",
     "diffusers.schedulers.scheduling_pndm",
     "transformers.models.clip.modeling_clip",

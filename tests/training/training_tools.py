@@ -11,7 +11,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from ldm_toolkit.training.config import UNetConfig, VAEConfig
 from ldm_toolkit.training.data import ImageFolder
-from ldm_toolkit.training.methods import FullUNet, VAEMethod
+from ldm_toolkit.training.methods.full import FullUNet
+from ldm_toolkit.training.methods.lora import LoraUNet
+from ldm_toolkit.training.methods.vae import VAEMethod
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -69,15 +71,17 @@ def unet_method(
     pictures: int = 6,
     captions: int = 1,
     prediction: str = "epsilon",
+    kind: Any = FullUNet,
+    unet: Any = None,
     **options: Any,
-) -> tuple[FullUNet, UNetConfig]:
-    """The UNet method on random latents and embeddings of ``pictures`` pictures."""
+) -> tuple[Any, UNetConfig]:
+    """A UNet method on random latents and embeddings of ``pictures`` pictures."""
     config = UNetConfig(**({"data": "none", "output": str(output), "size": 64} | options))
     rng = torch.Generator().manual_seed(1)
     mean = torch.randn(pictures, 4, 8, 8, generator=rng)
     rows = [[1 + captions * i + n for n in range(captions)] for i in range(pictures)]
-    method = FullUNet(
-        tiny_unet(),
+    method = kind(
+        unet if unet is not None else tiny_unet(),
         config,
         moments=torch.cat([mean, torch.full_like(mean, -8.0)], dim=1).half(),
         embeddings=torch.randn(1 + captions * pictures, 7, 32, generator=rng).half(),
@@ -89,6 +93,11 @@ def unet_method(
         },
     )  # fmt: skip
     return method, config
+
+
+def lora_method(output: Path, **options: Any) -> tuple[LoraUNet, UNetConfig]:
+    """The LoRA method in the same way."""
+    return unet_method(output, kind=LoraUNet, method="lora", **options)
 
 
 def vae_method(output: Path, data: Path, **options: Any) -> tuple[VAEMethod, VAEConfig]:

@@ -1,53 +1,28 @@
-"""What is trained, what a batch costs, what is saved: nothing else.
+"""What the methods that train a UNet share: samples from the caches, and the step."""
 
-A method is given positions in the run and makes its own batch from them, so that everything
-random depends on (seed, position) alone.
-"""
-
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ldm_toolkit.errors import UserError
-from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.theory import diffusion, variational
 from ldm_toolkit.training import objectives
-from ldm_toolkit.training.config import UNetConfig, VAEConfig
-from ldm_toolkit.training.data import Source
+from ldm_toolkit.training.config import UNetConfig
 from ldm_toolkit.training.rng import PermutationIndex, generator, uniform
 
-__all__ = ["FullUNet", "Method", "VAEMethod", "trained_scheduler"]
+__all__ = ["UNetMethod", "trained_scheduler"]
+
 
 # Classes of diffusers that know rescale_betas_zero_snr; others would sample with the old schedule.
 _ZERO_SNR_CLASSES = frozenset(
     {"DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"}
     | {"EulerAncestralDiscreteScheduler", "LCMScheduler", "TCDScheduler", "UniPCMultistepScheduler"}
 )
-
-
-class Method(Protocol):
-    """The contract between the loop and what it trains."""
-
-    @property
-    def module(self) -> nn.Module:
-        """What goes through Accelerate and is called once a step, so that gradients are reduced."""
-
-    def trainable(self) -> nn.Module:
-        """The network that the optimiser and the moving average see."""
-
-    def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
-        """Inputs of ``module`` for these positions of the run."""
-
-    def loss(self, outputs: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Scalar loss and what to log, from what ``module`` returned."""
-
-    def save(self, folder: Path) -> None:
-        """Write the trained network, in the diffusers layout."""
 
 
 def trained_scheduler(config: UNetConfig, scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,13 +73,24 @@ class _UNetStep(nn.Module):
         )
 
 
-class FullUNet:
-    """All weights of the UNet, on cached latent moments and text embeddings.
+class UNetMethod(ABC):
+    """Trains the UNet, or something beside it, on cached latent moments and text embeddings.
 
     ``moments`` is (N, 8, h, w): mean and log variance of the VAE's posterior. ``embeddings`` is
-    (M, T, D), row 0 the empty caption; ``caption_rows[i]`` are the rows of picture i. Raises
-    UserError for zero-terminal SNR with a model that predicts epsilon.
+    (M, T, D), row 0 the empty caption; ``caption_rows[i]`` are the rows of picture i.
+    ``adapter_file`` is the name of the file that ``save`` writes for beside a model; None where it
+    writes a part of the model's folder. Raises UserError for zero-terminal SNR with a model that
+    predicts epsilon.
     """
+
+    adapter_file: ClassVar[str | None] = None
+
+    @classmethod  # noqa: B027 - most methods refuse nothing
+    def check(cls, config: UNetConfig, unet: Mapping[str, Any]) -> None:
+        """Refuse what a UNet's configuration cannot do, before hours of caching.
+
+        Raises UserError.
+        """
 
     def __init__(
         self,
@@ -185,100 +171,6 @@ class FullUNet:
         """The loss that the module computed."""
         return outputs, {}
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
-        """``folder/unet``."""
-        self.unet.save_pretrained(folder / "unet")
-
-
-class _VAEStep(nn.Module):
-    def __init__(self, vae: AutoencoderKL, critic: nn.Module | None, train_encoder: bool) -> None:
-        super().__init__()
-        self.vae, self.critic, self.train_encoder = vae, critic, train_encoder
-
-    def forward(self, pixels: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
-            posterior = self.vae.encode(pixels).latent_dist
-        latents = variational.reparameterise(posterior.mean, posterior.logvar, noise)
-        made = self.vae.decode(latents).sample
-        outputs = {"made": made, "mean": posterior.mean, "log_variance": posterior.logvar}
-        if self.critic is not None:
-            # The critic's weights are constants in the generator's term and the reconstruction is
-            # one in the critic's, so a single backward pass trains both on the same batch.
-            constants = {name: p.detach() for name, p in self.critic.named_parameters()}
-            outputs["fooled"] = torch.func.functional_call(self.critic, constants, (made,))
-            outputs["real"], outputs["fake"] = self.critic(pixels), self.critic(made.detach())
-        return outputs
-
-
-class VAEMethod:
-    """The decoder or the whole autoencoder, on random crops."""
-
-    def __init__(self, vae: AutoencoderKL, config: VAEConfig, source: Source) -> None:
-        self.vae, self._config, self._source = vae, config, source
-        self._index = PermutationIndex(config.seed, len(source))
-        self._held: tuple[int, Tensor] = (-1, torch.empty(0))
-        self._pixels = torch.empty(0)
-        train_encoder = config.train == "all"
-        vae.encoder.requires_grad_(train_encoder)
-        if vae.quant_conv is not None:
-            vae.quant_conv.requires_grad_(train_encoder)
-        critic = None
-        if config.adversarial_weight > 0:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.seed)
-                critic = objectives.PatchDiscriminator()
-        self.module = _VAEStep(vae, critic, train_encoder)
-
-    def trainable(self) -> nn.Module:
-        """The autoencoder, and the critic where there is one."""
-        return self.module
-
-    def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
-        """Crops in [-1, 1] and the noise of the posterior's draw."""
-        crops, noise = [], []
-        side, channels = self._config.crop, int(self.vae.config["latent_channels"])
-        for position in positions:
-            rng = generator(self._config.seed, "crop", position)
-            pixels = self._picture(position // self._config.crops)
-            limit = self._config.size - side + 1
-            top, left = torch.randint(limit, (2,), generator=rng).tolist()
-            crop = pixels[:, top : top + side, left : left + side]
-            flip = bool(torch.randint(2, (1,), generator=rng))
-            crops.append(crop.flip(-1) if flip else crop)
-            noise.append(torch.randn(channels, side // 8, side // 8, generator=rng))
-        self._pixels = torch.stack(crops)
-        return {"pixels": self._pixels, "noise": torch.stack(noise)}
-
-    def _picture(self, position: int) -> Tensor:
-        if self._held[0] != position:
-            self._held = (position, pil_to_pixels(self._source.image(self._index(position))))
-        return self._held[1]
-
-    def loss(self, outputs: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        """Distance, gradient and KL terms, and the PatchGAN's, which counts after its start."""
-        config, made = self._config, outputs["made"]
-        pixels = self._pixels.to(made.device)
-        fit = objectives.reconstruction_loss(
-            made, pixels, config.gradient_weight, config.reconstruction
-        )
-        kl = variational.kl_to_standard_normal(
-            outputs["mean"].float(), outputs["log_variance"].float()
-        ).mean()
-        mse = (made.detach().float() - pixels).square().mean()
-        logs = {"psnr": float(10 * torch.log10(4.0 / mse)), "kl": float(kl.detach())}
-        loss = fit + config.kl_weight * kl
-        if "fooled" in outputs:
-            critic = variational.discriminator_hinge(
-                outputs["real"].float(), outputs["fake"].float()
-            )
-            loss, logs["critic"] = loss + critic, float(critic.detach())
-            if step >= config.adversarial_start:
-                fooled = variational.generator_hinge(outputs["fooled"].float())
-                last_layer = self.vae.decoder.conv_out.weight
-                weight = objectives.adaptive_weight(fit, fooled, last_layer)
-                loss = loss + config.adversarial_weight * weight * fooled
-        return loss, logs
-
-    def save(self, folder: Path) -> None:
-        """``folder/vae``."""
-        self.vae.save_pretrained(folder / "vae")
+        """Write what was trained."""

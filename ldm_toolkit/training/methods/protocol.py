@@ -1,0 +1,31 @@
+"""What the loop asks of a method."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+__all__ = ["Method"]
+
+
+class Method(Protocol):
+    """The contract between the loop and what it trains."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What goes through Accelerate and is called once a step, so that gradients are reduced."""
+
+    def trainable(self) -> nn.Module:
+        """What the optimiser, the moving average and the checkpoints see: its parameters that
+        require gradients. The frozen ones come from the model at every start.
+        """
+
+    def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
+        """Inputs of ``module`` for these positions of the run."""
+
+    def loss(self, outputs: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Scalar loss and what to log, from what ``module`` returned."""
+
+    def save(self, folder: Path) -> None:
+        """Write the trained network, in the diffusers layout."""
