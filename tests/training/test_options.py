@@ -197,4 +197,4 @@ def test_every_shipped_configuration_parses(monkeypatch):
         assert {name: type(getattr(config, name))(value) for name, value in written.items()} == {
             name: getattr(config, name) for name in written
         }
-    assert len(files) == 5
+    assert len(files) == 7
