@@ -1,9 +1,10 @@
 """The training commands: from options to a method, through the loop, to a model folder."""
 
+import functools
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,22 +144,34 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
     sample = None
     if draw is not None:
         prompts = config.sample_prompts
-
-        def complete(folder: Path) -> Path:
-            """The model for sample pictures: ``base`` itself, or ``folder`` with what it lacks."""
-            if kind.adapter_file is None:
-                complete_model(base, folder, {"unet"}, parts, scheduler_config=trained)
-            elif config.vae is None and config.text_encoder is None:
-                return base
-            else:
-                complete_model(base, folder, set(), parts)
-            return folder
-
+        adapter = kind.adapter_file is not None
+        complete = functools.partial(
+            _completed, config, adapter, base, parts, scheduler_config=trained
+        )
         sample = _sampler(config, lambda file: draw_prompts(method, complete, prompts, file, draw))
     train(method, config, accelerator, sample=sample, inputs={"data": data, "text_encoder": text})
     if accelerator.is_main_process:
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
+
+
+def _completed(
+    config: UNetConfig,
+    adapter: bool,
+    base: Path,
+    parts: Mapping[str, Path],
+    folder: Path,
+    scheduler_config: Mapping[str, Any] | None = None,
+) -> Path:
+    """A model that draws: ``base`` itself, or ``folder`` with what it lacks.
+
+    What was trained is beside the model (``adapter``), or lies in ``folder`` as its UNet.
+    """
+    if adapter and config.vae is None and config.text_encoder is None:
+        return base
+    without: set[str] = set() if adapter else {"unet"}
+    complete_model(base, folder, without, parts, scheduler_config=scheduler_config)
+    return folder
 
 
 def _fresh_or_loaded(config: UNetConfig, base: Path) -> UNet2DConditionModel:
