@@ -163,8 +163,11 @@ def _loaded(name: str, folder: str) -> Callable[[int, list[float]], Any]:
     if name.startswith("diffusers"):
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-        dtype = {"torch_dtype": torch.bfloat16} if name == "diffusers-bf16" else {}
-        pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, **dtype)
+        # transformers 5 alone would keep the file's float16 for the text encoder.
+        dtype = torch.bfloat16 if name == "diffusers-bf16" else torch.float32
+        pipe = StableDiffusionPipeline.from_pretrained(
+            folder, safety_checker=None, torch_dtype=dtype
+        )
         pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)
 
@@ -211,7 +214,7 @@ def cold_start(arguments: argparse.Namespace) -> None:
     print("\n| cold start | seconds |\n| --- | --- |")
     print(f"| `ldm-gen`, to the first step | {first:.1f} |")
     print(f"| a script that imports the classes and reads the weights | {second:.1f} |")
-    print(f"\nratio {first / second:.2f}")
+    print(f"\nratio {first / second:.2f}", flush=True)
 
 
 def _print_table(title: str, workers: dict[str, _Worker]) -> None:
