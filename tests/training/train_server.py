@@ -18,6 +18,7 @@ import torch
 
 PRELOADED = (
     "ldm_toolkit.training.run",
+    "ldm_toolkit.training.methods.dreambooth",
     "ldm_toolkit.training.methods.full",
     "ldm_toolkit.training.methods.lora",
     "ldm_toolkit.training.text",
