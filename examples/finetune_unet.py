@@ -9,11 +9,14 @@ from ldm_toolkit.training.options import command
 
 
 def draw(model: Path, prompts: Sequence[str], adapter: Path | None) -> list[Any]:
-    """Sample pictures of the model or LoRA in training: 25 steps, seed 0."""
+    """Sample pictures of the model, LoRA or word in training: 25 steps, seed 0."""
     from ldm_toolkit import LatentPipeline
+    from ldm_toolkit.training.methods.textual_inversion import EMBEDDING_FILE
 
     pipe = LatentPipeline.from_pretrained(model)
-    if adapter is not None:
+    if adapter is not None and adapter.name == EMBEDDING_FILE:
+        pipe.load_embedding(adapter)
+    elif adapter is not None:
         pipe.load_lora(adapter)
     return [pipe(prompt, steps=25, seed=0).images[0] for prompt in prompts]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ldm_toolkit.errors import UserError, suggestion
-from ldm_toolkit.training.method_options import LoraOptions, PriorOptions
+from ldm_toolkit.training.method_options import LoraOptions, PriorOptions, WordOptions
 
 __all__ = ["UNET_METHODS", "LoopConfig", "TextEncoderConfig", "UNetConfig", "VAEConfig"]
 
@@ -16,6 +16,7 @@ UNET_METHODS = {
     "lora": "lora.LoraUNet",
     "dreambooth": "dreambooth.DreamBooth",
     "dreambooth-lora": "dreambooth.DreamBoothLora",
+    "textual-inversion": "textual_inversion.TextualInversion",
 }
 """What ``--method`` may say: module and class in `training.methods`. A new method is a row here."""
 
@@ -114,7 +115,7 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
-class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions):
+class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions):
     """Train the UNet to predict noise.
 
     Attributes:
@@ -125,7 +126,7 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions):
         text_encoder: Folder with another tokenizer and text encoder than the model's.
         method: What is trained: full is all weights of the UNet, lora a small file beside it;
             dreambooth and dreambooth-lora are the same for one subject, beside pictures of its
-            class that keep the class as it was.
+            class that keep the class as it was; textual-inversion is the vectors of a new word.
         caption_dropout: Share of captions replaced by the empty one, for guidance.
         min_snr_gamma: Clamp of min-SNR loss weighting; 0 switches it off.
         debiased: Weight the loss by how much an error of the prediction counts in the picture.
@@ -174,6 +175,7 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions):
             )
         found += self.lora_problems(self.method)
         found += self.prior_problems(self.method, self.batch_size)
+        found += self.word_problems(self.method, self.sample_prompts if self.sample_every else ())
         if self.from_config is not None and self.method != "full":
             found.append(
                 f"--method {self.method} needs trained weights: pass --model, not --from-config"

@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["LoraOptions", "PriorOptions"]
+__all__ = ["LoraOptions", "PriorOptions", "WordOptions"]
 
 _LORA = ("lora", "dreambooth-lora")
 _PRIOR = ("dreambooth", "dreambooth-lora")
+_WORD = ("textual-inversion",)
+_MOST_VECTORS = 64
+# Names that embedding files give to other things.
+_RESERVED = ("emb_params", "string_to_param", "__metadata__")
 
 
 def _strange(options: Any, kind: type, method: str, owners: Sequence[str]) -> list[str]:
@@ -48,6 +52,47 @@ class LoraOptions:
             found.append("--alpha must be positive")
         if not all(word.strip() for word in self.lora_targets.split(",")):
             found.append("--lora-targets must be names separated by commas, such as to_q,to_v")
+        return found
+
+
+@dataclass(kw_only=True)
+class WordOptions:
+    """The new word of a textual inversion.
+
+    Attributes:
+        token: New word that textual-inversion teaches, which prompts will call the subject by,
+            such as <my-cat>; the tokenizer must not know it.
+        vectors: Vectors that the new word stands for, each as long as a token of a prompt.
+        initial: Words whose vectors the new one starts from; where they have more tokens than it
+            has vectors, these are means of neighbours, where they have fewer, they are repeated. By
+            default it starts from random vectors like those of the model's words.
+    """
+
+    token: str | None = None
+    vectors: int = 1
+    initial: str | None = None
+
+    def word_problems(self, method: str, sample_prompts: Sequence[str]) -> list[str]:
+        """What is wrong with the word's options, one line each; prompts only where they are drawn.
+
+        The tokenizer has its say later.
+        """
+        found = _strange(self, WordOptions, method, _WORD)
+        if method in _WORD and not self.token:
+            found.append(f"--method {method} needs --token, a new word such as <my-cat>")
+        if self.token in _RESERVED:
+            found.append(
+                f"--token {self.token} means something else in embedding files: choose another word"
+            )
+        if not 1 <= self.vectors <= _MOST_VECTORS:
+            found.append(f"--vectors must be from 1 to {_MOST_VECTORS}")
+        if self.initial is not None and not self.initial.strip():
+            found.append("--initial must be words, such as cat")
+        if self.token and sample_prompts and not any(self.token in one for one in sample_prompts):
+            found.append(
+                f"--sample-prompts without {self.token} show nothing of the training: add one with "
+                "it, or pass --sample-every 0"
+            )
         return found
 
 

@@ -22,6 +22,7 @@ KINDS = {
 }
 NEEDED = ["--data", "d", "--output", "o"]
 DREAMBOOTH = ["--method", "dreambooth", "--class-prompt", "a dog"]
+WORD = ["--method", "textual-inversion", "--token", "<x>"]
 
 
 def test_flags_with_dashes_underscores_and_equals():
@@ -63,6 +64,10 @@ def test_the_options_of_methods_reach_them():
     assert (config.class_data, config.class_count, config.prior_weight) == ("c", 7, 0.5)
     lora = ["--method", "dreambooth-lora", "--class-prompt", "a dog", "--rank", "4"]
     assert parse(UNetConfig, [*NEEDED, *lora]).rank == 4
+    words = [*WORD, "--vectors", "3", "--initial", "a cat", "--sample-every", "5"]
+    config = parse(UNetConfig, [*NEEDED, *words, "--sample-prompts", '["a <x>", "a dog"]'])
+    assert (config.token, config.vectors, config.initial) == ("<x>", 3, "a cat")
+    assert config.sample_prompts == ["a <x>", "a dog"]
 
 
 @pytest.mark.parametrize(
@@ -75,9 +80,10 @@ def test_the_options_of_methods_reach_them():
         (["--resume", "maybe"], "resume"),
         (
             ["--method", "ful"],
-            "must be one of full, lora, dreambooth, dreambooth-lora, not 'ful'; "
+            "must be one of full, lora, dreambooth, dreambooth-lora, textual-inversion, not 'ful'; "
             "did you mean 'full'?",
         ),
+        (["--method", "textual_inversion"], "did you mean 'textual-inversion'?"),
         (
             ["--rank", "4", "--dora", "true"],
             "only --method lora and --method dreambooth-lora know --rank, --dora",
@@ -97,9 +103,25 @@ def test_the_options_of_methods_reach_them():
         ([*DREAMBOOTH, "--class-count", "0"], "--class-count must be at least 1"),
         ([*DREAMBOOTH, "--prior-weight", ".nan"], "--prior-weight must not be negative"),
         ([*DREAMBOOTH, "--instance-prompt", " "], "--instance-prompt must be words"),
+        ([*DREAMBOOTH, "--token", "<x>"], "only --method textual-inversion knows --token"),
         (
             [*DREAMBOOTH, "--from-config", "x", "--vae", "y", "--text-encoder", "z"],
             "--method dreambooth needs trained weights: pass --model, not --from-config",
+        ),
+        (
+            ["--token", "<x>", "--vectors", "2"],
+            "only --method textual-inversion knows --token, --v",
+        ),
+        (["--method", "textual-inversion"], "needs --token, a new word such as <my-cat>"),
+        ([*WORD, "--vectors", "0"], "--vectors must be from 1 to 64"),
+        ([*WORD, "--vectors", "65"], "--vectors must be from 1 to 64"),
+        ([*WORD, "--initial", " "], "--initial must be words"),
+        ([*WORD[:-1], "emb_params"], "--token emb_params means something else in embedding files"),
+        ([*WORD, "--sample-every", "5"], "--sample-prompts without <x> show nothing"),
+        ([*WORD, "--instance-prompt", "x"], "only --method dreambooth and --method dreambooth-l"),
+        (
+            [*WORD, "--from-config", "x", "--vae", "y", "--text-encoder", "z"],
+            "--method textual-inversion needs trained weights",
         ),
         (["--method", "lora", "--rank", "0"], "--rank must be at least 1"),
         (["--method", "lora", "--alpha", ".nan"], "--alpha must be positive"),

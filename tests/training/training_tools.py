@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm_toolkit.training.config import UNetConfig, VAEConfig
 from ldm_toolkit.training.data import ImageFolder
+from ldm_toolkit.training.folders import load_network
 from ldm_toolkit.training.methods.dreambooth import DreamBooth
 from ldm_toolkit.training.methods.full import FullUNet
 from ldm_toolkit.training.methods.lora import LoraUNet
+from ldm_toolkit.training.methods.textual_inversion import TextualInversion
 from ldm_toolkit.training.methods.vae import VAEMethod
 
 
@@ -120,6 +123,35 @@ def dreambooth_method(
     """DreamBooth in the same way: the first pictures are the subject's, the others its class's."""
     settings = {"method": "dreambooth", "class_prompt": "a dog"} | options
     return unet_method(output, kind=kind, instances=instances, **settings)
+
+
+def inversion_method(
+    output: Path,
+    model: Path,
+    *,
+    captions: Any = (("a dog",), ("a cat",)),
+    moments: torch.Tensor | None = None,
+    prediction: str = "epsilon",
+    unet: Any = None,
+    **options: Any,
+) -> tuple[TextualInversion, UNetConfig]:
+    """A textual inversion with the tokenizer and text encoder of a tiny model."""
+    settings = {"data": "none", "output": str(output), "size": 64}
+    settings |= {"method": "textual-inversion", "token": "<x>"}
+    config = UNetConfig(**(settings | options))
+    if moments is None:
+        moments = random_moments(len(captions), torch.Generator().manual_seed(1))
+    method = TextualInversion(
+        unet if unet is not None else tiny_unet(),
+        config,
+        tokenizer=CLIPTokenizer.from_pretrained(str(model / "tokenizer")),
+        encoder=load_network(CLIPTextModel, model / "text_encoder"),
+        captions=captions,
+        moments=moments,
+        scaling_factor=0.5,
+        scheduler_config=noise_schedule(prediction),
+    )
+    return method, config
 
 
 def vae_method(output: Path, data: Path, **options: Any) -> tuple[VAEMethod, VAEConfig]:
