@@ -3,16 +3,20 @@
 Level 1: no torch.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ldm_toolkit.errors import UserError, suggestion
+from ldm_toolkit.training.method_options import LoraOptions, PriorOptions, WordOptions
 
 __all__ = ["UNET_METHODS", "LoopConfig", "TextEncoderConfig", "UNetConfig", "VAEConfig"]
 
 UNET_METHODS = {
     "full": "full.FullUNet",
     "lora": "lora.LoraUNet",
+    "dreambooth": "dreambooth.DreamBooth",
+    "dreambooth-lora": "dreambooth.DreamBoothLora",
+    "textual-inversion": "textual_inversion.TextualInversion",
 }
 """What ``--method`` may say: module and class in `training.methods`. A new method is a row here."""
 
@@ -111,42 +115,7 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
-class LoraOptions:
-    """The shape of a LoRA.
-
-    Attributes:
-        rank: Rank of a LoRA, the width of the matrices beside each layer.
-        alpha: A LoRA is added alpha / rank times; by default rank, which is once.
-        dora: Train the length of each output's weights too, as DoRA does.
-        rslora: Add the LoRA alpha / sqrt(rank) times, as rank-stabilised LoRA does.
-        lora_targets: Layers that get a LoRA, separated by commas: attention, all (projections,
-            feed-forward layers and convolutions too), or ends of their names such as to_q,ff.net.2.
-    """
-
-    rank: int = 16
-    alpha: float | None = None
-    dora: bool = False
-    rslora: bool = False
-    lora_targets: str = "attention"
-
-    def lora_problems(self, method: str) -> list[str]:
-        """What is wrong with the LoRA's options, one line each."""
-        found = []
-        given = [f.name for f in fields(LoraOptions) if getattr(self, f.name) != f.default]
-        if given and method != "lora":
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            found.append(f"only --method lora knows {flags}")
-        if self.rank < 1:
-            found.append("--rank must be at least 1")
-        if self.alpha is not None and not 0 < self.alpha < float("inf"):
-            found.append("--alpha must be positive")
-        if not all(word.strip() for word in self.lora_targets.split(",")):
-            found.append("--lora-targets must be names separated by commas, such as to_q,to_v")
-        return found
-
-
-@dataclass(kw_only=True)
-class UNetConfig(LoopConfig, DataConfig, LoraOptions):
+class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions):
     """Train the UNet to predict noise.
 
     Attributes:
@@ -155,7 +124,9 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions):
             model is not used.
         vae: Folder with another VAE than the model's.
         text_encoder: Folder with another tokenizer and text encoder than the model's.
-        method: What is trained: full is all weights of the UNet, lora a small file beside it.
+        method: What is trained: full is all weights of the UNet, lora a small file beside it;
+            dreambooth and dreambooth-lora are the same for one subject, beside pictures of its
+            class that keep the class as it was; textual-inversion is the vectors of a new word.
         caption_dropout: Share of captions replaced by the empty one, for guidance.
         min_snr_gamma: Clamp of min-SNR loss weighting; 0 switches it off.
         debiased: Weight the loss by how much an error of the prediction counts in the picture.
@@ -203,8 +174,12 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions):
                 + suggestion(self.method, UNET_METHODS)
             )
         found += self.lora_problems(self.method)
-        if self.from_config is not None and self.method == "lora":
-            found.append("--method lora needs trained weights: pass --model, not --from-config")
+        found += self.prior_problems(self.method, self.batch_size)
+        found += self.word_problems(self.method, self.sample_prompts if self.sample_every else ())
+        if self.from_config is not None and self.method != "full":
+            found.append(
+                f"--method {self.method} needs trained weights: pass --model, not --from-config"
+            )
         if self.from_config is not None and not (self.vae and self.text_encoder):
             found.append("--from-config needs --vae and --text-encoder")
         if not 0 <= self.caption_dropout <= 1:

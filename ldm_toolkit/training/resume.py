@@ -15,7 +15,7 @@ __all__ = ["check_course", "course", "trim_metrics"]
 _FREE = frozenset(
     {"steps", "threads", "checkpoint_every", "keep", "sample_every", "sample_prompts", "resume"}
     | {"output", "cache", "compile"}
-    | {"data", "model", "from_config", "vae", "text_encoder"}
+    | {"data", "model", "from_config", "vae", "text_encoder", "class_data", "class_count"}
 )
 
 

@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -29,8 +31,9 @@ from ldm_toolkit.training.folders import (
 )
 from ldm_toolkit.training.loop import set_threads, train
 from ldm_toolkit.training.methods import method_class
-from ldm_toolkit.training.methods.unet_step import trained_scheduler
+from ldm_toolkit.training.methods.unet_step import UNetMethod, trained_scheduler
 from ldm_toolkit.training.methods.vae import VAEMethod
+from ldm_toolkit.training.prior import DrawClass, PromptedFolder, complete_class, only_pictures
 from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
 
 __all__ = ["encode_captions", "train_text_encoder", "train_unet", "train_vae"]
@@ -106,59 +109,116 @@ def _standardise(folder: Path, method: VAEMethod, crops: int, batches: int = 64)
     vae.save_pretrained(folder)
 
 
-def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
-    """Train the UNet on cached latents and embeddings.
+def train_unet(
+    config: UNetConfig, draw: Draw | None = None, draw_class: DrawClass | None = None
+) -> None:
+    """Train the UNet, or what stands beside it, on cached latents.
 
     OUTPUT becomes a whole model folder, or gets the file of what is trained beside a model.
-    ``draw`` makes the pictures of ``--sample-every``: training itself knows no pipeline.
+    ``draw`` makes the pictures of ``--sample-every``, ``draw_class`` those of ``--class-prompt``:
+    training itself knows no pipeline.
     """
     accelerator = _begin(config)
     base = model_folder(config.from_config or config.model)
     scheduler_config = network_config(base / "scheduler", "scheduler_config.json")
-    # Both refuse before hours of caching.
+    text_folder = Path(config.text_encoder or base)
+    parts = {"vae": Path(config.vae or base / "vae"), "text_encoder": text_folder / "text_encoder"}
+    parts["tokenizer"] = text_folder / "tokenizer"
+    # All of these refuse before hours of caching.
     trained = trained_scheduler(config, scheduler_config) if config.zero_terminal_snr else None
     kind = method_class(config.method)
     kind.check(config, network_config(base / "unet"))
-    vae_folder = Path(config.vae or base / "vae")
-    text_folder = Path(config.text_encoder or base)
-    source = open_source(config, captions=config.captions, seed=config.seed)
+    tokenizer = _tokenizer(parts["tokenizer"])
+    kind.check_words(config, tokenizer)
+    sources = _sources(config, kind, base, parts, accelerator, draw_class)
     folder = Path(config.cache or Path(config.output) / "cache")
     with accelerator.main_process_first():
-        moments, scaling_factor, data = _moments(vae_folder, source, folder, accelerator)
-        embeddings, rows, text = _embeddings(text_folder, source, folder, accelerator)
+        moments, scaling_factor, data = _moments(parts["vae"], sources, folder, accelerator)
+        captions = [source.captions(i) for source in sources for i in range(len(source))]
+        given, text = _text(kind, tokenizer, parts["text_encoder"], captions, folder, accelerator)
+    if kind.class_pictures:
+        given["instances"] = len(sources[0])
     method = kind(
         _fresh_or_loaded(config, base),
         config,
         moments=moments,
-        embeddings=embeddings,
-        caption_rows=rows,
         scaling_factor=scaling_factor,
         scheduler_config=scheduler_config,
+        **given,
     )
-    parts = {"vae": vae_folder, "text_encoder": text_folder / "text_encoder"}
-    parts["tokenizer"] = text_folder / "tokenizer"
-    if accelerator.is_main_process and kind.adapter_file is None:
+    adapter = kind.adapter_file is not None
+    if accelerator.is_main_process and not adapter:
         complete_model(base, Path(config.output), {"unet"}, parts, scheduler_config=trained)
+
+    def complete(folder: Path) -> Path:
+        return _completed(config, adapter, base, parts, folder, trained)
 
     sample = None
     if draw is not None:
         prompts = config.sample_prompts
-
-        def complete(folder: Path) -> Path:
-            """The model for sample pictures: ``base`` itself, or ``folder`` with what it lacks."""
-            if kind.adapter_file is None:
-                complete_model(base, folder, {"unet"}, parts, scheduler_config=trained)
-            elif config.vae is None and config.text_encoder is None:
-                return base
-            else:
-                complete_model(base, folder, set(), parts)
-            return folder
-
         sample = _sampler(config, lambda file: draw_prompts(method, complete, prompts, file, draw))
     train(method, config, accelerator, sample=sample, inputs={"data": data, "text_encoder": text})
     if accelerator.is_main_process:
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
+
+
+def _completed(
+    config: UNetConfig,
+    adapter: bool,
+    base: Path,
+    parts: Mapping[str, Path],
+    folder: Path,
+    scheduler_config: Mapping[str, Any] | None = None,
+) -> Path:
+    """A model that draws: ``base`` itself, or ``folder`` with what it lacks.
+
+    What was trained is beside the model (``adapter``), or lies in ``folder`` as its UNet.
+    """
+    if adapter and config.vae is None and config.text_encoder is None:
+        return base
+    without: set[str] = set() if adapter else {"unet"}
+    complete_model(base, folder, without, parts, scheduler_config=scheduler_config)
+    return folder
+
+
+def _sources(
+    config: UNetConfig,
+    kind: type[UNetMethod],
+    base: Path,
+    parts: Mapping[str, Path],
+    accelerator: Accelerator,
+    draw_class: DrawClass | None,
+) -> list[Source]:
+    """The pictures to learn from, and those of the subject's class where the method wants them.
+
+    The model draws these when there are none. Raises InputError, UserError, CannotWrite.
+    """
+    own = _own_source(config, kind)
+    if not kind.class_pictures:
+        return [own]
+    folder = Path(config.class_data or Path(config.output) / "class")
+    prompt = config.class_prompt or ""
+    with accelerator.main_process_first(), tempfile.TemporaryDirectory() as temporary:
+
+        def draw(seeds: Sequence[int]) -> Iterable[Image.Image]:
+            if draw_class is None:
+                raise UserError(f"--class-data {folder} lacks {len(seeds)} pictures: give it some")
+            model = _completed(config, True, base, parts, Path(temporary, "model"))
+            return draw_class(model, prompt, seeds, config.size)
+
+        complete_class(folder, prompt, config.class_count, config.seed, draw)
+    return [own, PromptedFolder(folder, config.size, prompt, "--class-data")]
+
+
+def _own_source(config: UNetConfig, kind: type[UNetMethod]) -> Source:
+    """The pictures of ``--data``, whose captions an option or the method may make unnecessary."""
+    folder, prompt = Path(config.data), config.instance_prompt
+    if prompt is None and kind.makes_captions and only_pictures(folder):
+        prompt = ""
+    if prompt is not None:
+        return PromptedFolder(folder, config.size, prompt, "--data")
+    return open_source(config, captions=config.captions, seed=config.seed)
 
 
 def _fresh_or_loaded(config: UNetConfig, base: Path) -> UNet2DConditionModel:
@@ -182,40 +242,49 @@ def _sampler(config: LoopConfig, draw: Callable[[Path], None]) -> Callable[[int]
 
 @torch.inference_mode()
 def _moments(
-    vae_folder: Path, source: Source, folder: Path, accelerator: Accelerator
+    vae_folder: Path, sources: Sequence[Source], folder: Path, accelerator: Accelerator
 ) -> tuple[Tensor, float, str]:
-    """Mean and log variance of all pictures, (N, 8, h, w) float16, scaling factor, and hash."""
+    """Mean and log variance of all pictures, (N, 8, h, w) float16, scaling factor, and hash.
+
+    Each source has a cache of its own.
+    """
     vae = load_network(AutoencoderKL, vae_folder).eval()
+    model = cache.module_hash(vae)
+    found, keys = [], []
+    for source in sources:
 
-    def compute(indices: Sequence[int]) -> Tensor:
-        pixels = torch.stack([pil_to_pixels(source.image(index)) for index in indices])
-        with accelerator.autocast():  # not around the cache: CPUs cannot join float16 in it
-            return vae.encode(pixels).latent_dist.parameters.clamp(-30.0, 20.0)
+        def compute(indices: Sequence[int], source: Source = source) -> Tensor:
+            pixels = torch.stack([pil_to_pixels(source.image(index)) for index in indices])
+            with accelerator.autocast():  # not around the cache: CPUs cannot join float16 in it
+                return vae.encode(pixels).latent_dist.parameters.clamp(-30.0, 20.0)
 
-    key = f"{source.fingerprint} {cache.module_hash(vae)} {accelerator.mixed_precision}"
-    rows = cache.cached_rows(folder, key, len(source), compute, "latents")
-    return rows, vae.config.scaling_factor, hashlib.sha256(key.encode()).hexdigest()
+        keys.append(f"{source.fingerprint} {model} {accelerator.mixed_precision}")
+        found.append(cache.cached_rows(folder, keys[-1], len(source), compute, "latents"))
+    told = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+    return torch.cat(found), vae.config.scaling_factor, told
 
 
-@torch.inference_mode()
-def _embeddings(
-    text_folder: Path, source: Source, folder: Path, accelerator: Accelerator
-) -> tuple[Tensor, list[list[int]], str]:
-    """Embeddings of all different captions, row 0 the empty one, rows of each picture, and hash."""
-    tokenizer = _tokenizer(text_folder / "tokenizer")
-    encoder = load_network(CLIPTextModel, text_folder / "text_encoder").eval()
-    captions = {"": 0}
-    rows = [
-        [captions.setdefault(text, len(captions)) for text in source.captions(index)]
-        for index in range(len(source))
-    ]
-    texts = list(captions)
-    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
-    if max(lengths) > _TOKENS:
-        longest = texts[lengths.index(max(lengths))]
-        cut = sum(length > _TOKENS for length in lengths)
-        logger.warning("%d captions are cut at %d tokens, e.g. %.60r", cut, _TOKENS, longest)
+def _text(
+    kind: type[UNetMethod],
+    tokenizer: Any,
+    encoder_folder: Path,
+    captions: Sequence[Sequence[str]],
+    folder: Path,
+    accelerator: Accelerator,
+) -> tuple[dict[str, Any], str]:
+    """What a method gets of the captions of each picture, by argument, and its hash.
 
+    Cached embeddings, or the text encoder itself where the method has to run it.
+    """
+    encoder = load_network(CLIPTextModel, encoder_folder).eval()
+    if kind.encodes_text:  # the encoder's weights are among what is frozen
+        words = tokenizer.backend_tokenizer.to_str()
+        told = hashlib.sha256(f"{captions} {words}".encode()).hexdigest()
+        return {"tokenizer": tokenizer, "encoder": encoder, "captions": captions}, told
+    rows, texts = _caption_rows(captions)
+    _warn_of_cuts(tokenizer, texts)
+
+    @torch.inference_mode()
     def compute(indices: Sequence[int]) -> Tensor:
         with accelerator.autocast():
             return encode_captions(tokenizer, encoder, [texts[index] for index in indices])
@@ -224,7 +293,23 @@ def _embeddings(
     model = f"{tokenizer.backend_tokenizer.to_str()} {cache.module_hash(encoder)}"
     key = f"{texts} {hashlib.sha256(model.encode()).hexdigest()} {accelerator.mixed_precision}"
     embeddings = cache.cached_rows(folder, key, len(texts), compute, "embeddings")
-    return embeddings, rows, hashlib.sha256(key.encode()).hexdigest()
+    told = hashlib.sha256(key.encode()).hexdigest()
+    return {"embeddings": embeddings, "caption_rows": rows}, told
+
+
+def _caption_rows(captions: Sequence[Sequence[str]]) -> tuple[list[list[int]], list[str]]:
+    """Rows of each picture's captions, and the text of each row; row 0 is the empty caption."""
+    known = {"": 0}
+    rows = [[known.setdefault(text, len(known)) for text in own] for own in captions]
+    return rows, list(known)
+
+
+def _warn_of_cuts(tokenizer: Any, texts: Sequence[str]) -> None:
+    lengths = [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
+    if max(lengths) > _TOKENS:
+        longest = texts[lengths.index(max(lengths))]
+        cut = sum(length > _TOKENS for length in lengths)
+        logger.warning("%d captions are cut at %d tokens, e.g. %.60r", cut, _TOKENS, longest)
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 import torch
 
 from ldm_toolkit.training import rng
@@ -44,3 +45,16 @@ def test_the_order_does_not_depend_on_what_was_asked_before():
     random.Random(0).shuffle(places)
     assert all(index(position) == expected[position] for position in places)
     assert expected != [rng.PermutationIndex(4, 11)(position) for position in range(44)]
+
+
+@pytest.mark.parametrize(("first", "second"), [(3, 5), (5, 5), (1, 4)])
+def test_two_sets_take_turns_each_with_its_own_epochs(first, second):
+    index = rng.AlternatingIndex(3, first, second)
+    drawn = [index(position) for position in range(8 * first * second)]
+    sets = drawn[::2], drawn[1::2]
+    for length, start, found in ((first, 0, sets[0]), (second, first, sets[1])):
+        for begin in range(0, len(found), length):
+            assert sorted(found[begin : begin + length]) == list(range(start, start + length))
+    if first == second:  # the sets are shuffled independently of each other
+        assert sets[0] != [place - first for place in sets[1]]
+    assert [index(position) for position in (9, 2, 9)] == [drawn[9], drawn[2], drawn[9]]
