@@ -55,6 +55,15 @@ def test_the_options_of_the_objective():
     assert parse(VAEConfig, NEEDED).reconstruction == "l1"
 
 
+def test_switches_need_no_value():
+    for words in (["--check-data", "--skip-bad"], ["--check_data=true", "--skip-bad", "true"]):
+        config = parse(UNetConfig, [*words, *NEEDED, "--buckets"])
+        assert (config.check_data, config.skip_bad, config.buckets) == (True, True, True)
+        assert config.resume
+    config = parse(UNetConfig, [*NEEDED, "--resume", "false", "--compile"])
+    assert (config.resume, config.compile, config.check_data) == (False, True, False)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -90,6 +99,9 @@ def test_the_options_of_the_objective():
         (["--latents", "mode"], "latents"),
         (["--size", "65"], "--size must be a multiple of 8"),
         (["--ema", "1"], "--ema must be at least 0 and below 1"),
+        (["--check-data", "maybe"], "check_data"),
+        (["--max-bad", "1.5"], "--max-bad must lie between 0 and 1"),
+        (["--max-bad", ".nan"], "--max-bad must lie between 0 and 1"),
         (["--count", "0"], "--count must be at least 1"),
         (["--caption-dropout", "1.5"], "--caption-dropout must lie between 0 and 1"),
         (["--from-config", "x"], "--from-config needs --vae and --text-encoder"),
