@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,17 +10,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm_toolkit.errors import LdmToolkitError, UserError
+from ldm_toolkit.errors import InputError, LdmToolkitError, UserError
 from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.training import cache
 from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
 from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
-from ldm_toolkit.training.data import Source, open_source
+from ldm_toolkit.training.data import Plan, Source, check_data, open_source
+from ldm_toolkit.training.data.geometry import Geometry
 from ldm_toolkit.training.folders import (
     complete_model,
     load_network,
@@ -31,6 +34,7 @@ from ldm_toolkit.training.loop import set_threads, train
 from ldm_toolkit.training.methods import method_class
 from ldm_toolkit.training.methods.unet_step import trained_scheduler
 from ldm_toolkit.training.methods.vae import VAEMethod
+from ldm_toolkit.training.rng import BucketIndex
 from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
 
 __all__ = ["encode_captions", "train_text_encoder", "train_unet", "train_vae"]
@@ -58,6 +62,10 @@ def _begin(config: LoopConfig) -> Accelerator:
 
 def train_vae(config: VAEConfig) -> None:
     """Train the autoencoder; OUTPUT is a model folder, with ``--from-config`` only OUTPUT/vae."""
+    plan = Plan(Geometry.square(config.size))
+    if config.check_data:
+        _on_one_process(lambda: check_data(config, plan))
+        return
     accelerator = _begin(config)
     base = model_folder(config.from_config or config.model)
     if config.from_config is not None:
@@ -65,7 +73,7 @@ def train_vae(config: VAEConfig) -> None:
         pass_colour_(vae)
     else:
         vae = load_network(AutoencoderKL, base / "vae")
-    source = open_source(config, seed=config.seed)
+    source = _source(config, plan, accelerator, Path(config.output) / "cache")
     if accelerator.is_main_process and config.from_config is None:
         complete_model(base, Path(config.output), {"vae"})
     method = VAEMethod(vae, config, source)
@@ -112,17 +120,21 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
     OUTPUT becomes a whole model folder, or gets the file of what is trained beside a model.
     ``draw`` makes the pictures of ``--sample-every``: training itself knows no pipeline.
     """
-    accelerator = _begin(config)
     base = model_folder(config.from_config or config.model)
+    text_folder = Path(config.text_encoder or base)
+    if config.check_data:
+        _on_one_process(lambda: check_data(config, _unet_plan(config, text_folder, 1)))
+        return
+    accelerator = _begin(config)
     scheduler_config = network_config(base / "scheduler", "scheduler_config.json")
     # Both refuse before hours of caching.
     trained = trained_scheduler(config, scheduler_config) if config.zero_terminal_snr else None
     kind = method_class(config.method)
     kind.check(config, network_config(base / "unet"))
     vae_folder = Path(config.vae or base / "vae")
-    text_folder = Path(config.text_encoder or base)
-    source = open_source(config, captions=config.captions, seed=config.seed)
     folder = Path(config.cache or Path(config.output) / "cache")
+    plan = _unet_plan(config, text_folder, accelerator.num_processes)
+    source = _source(config, plan, accelerator, folder, config.captions)
     with accelerator.main_process_first():
         moments, scaling_factor, data = _moments(vae_folder, source, folder, accelerator)
         embeddings, rows, text = _embeddings(text_folder, source, folder, accelerator)
@@ -134,6 +146,7 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
         caption_rows=rows,
         scaling_factor=scaling_factor,
         scheduler_config=scheduler_config,
+        index=_bucket_index(source, config.seed, plan.batch) if config.buckets else None,
     )
     parts = {"vae": vae_folder, "text_encoder": text_folder / "text_encoder"}
     parts["tokenizer"] = text_folder / "tokenizer"
@@ -161,6 +174,53 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
     accelerator.wait_for_everyone()
 
 
+def _on_one_process(act: Callable[[], None]) -> None:
+    """Act where one process of several is enough."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        act()
+
+
+def _unet_plan(config: UNetConfig, text_folder: Path, processes: int) -> Plan:
+    """What the data is brought to and cached as. Raises UserError."""
+    tokenizer = _tokenizer(text_folder / "tokenizer")
+    width = network_config(text_folder / "text_encoder").get("hidden_size")
+    return Plan(
+        Geometry.buckets(config.size) if config.buckets else Geometry.square(config.size),
+        batch=config.batch_size * processes,
+        token_counts=lambda texts: [len(ids) for ids in tokenizer(list(texts))["input_ids"]],
+        text_width=width,
+    )
+
+
+def _source(
+    config: UNetConfig | VAEConfig,
+    plan: Plan,
+    accelerator: Accelerator,
+    cache_folder: Path,
+    captions: int = 1,
+) -> Source:
+    """The data, the same in every process. Raises InputError."""
+    source = open_source(
+        config,
+        captions=captions,
+        seed=config.seed,
+        plan=plan,
+        memory=cache_folder / "checked.jsonl",
+        quiet=not accelerator.is_main_process,
+    )
+    if len(set(gather_object([source.fingerprint]))) > 1:
+        raise InputError(
+            f"--data {config.data} is not the same for every process: a picture cannot be read, or "
+            "is another one, on one of the machines"
+        )
+    return source
+
+
+def _bucket_index(source: Source, seed: int, batch: int) -> BucketIndex:
+    """The order of pictures of several sizes, batches of one size each."""
+    return BucketIndex(seed, [source.size(index) for index in range(len(source))], batch)
+
+
 def _fresh_or_loaded(config: UNetConfig, base: Path) -> UNet2DConditionModel:
     if config.from_config is not None:
         settings = network_config(Path(config.from_config) / "unet")
@@ -183,18 +243,33 @@ def _sampler(config: LoopConfig, draw: Callable[[Path], None]) -> Callable[[int]
 @torch.inference_mode()
 def _moments(
     vae_folder: Path, source: Source, folder: Path, accelerator: Accelerator
-) -> tuple[Tensor, float, str]:
-    """Mean and log variance of all pictures, (N, 8, h, w) float16, scaling factor, and hash."""
+) -> tuple[Tensor | list[Tensor], float, str]:
+    """Mean and log variance of every picture, (8, h, w) float16, scaling factor, and hash."""
     vae = load_network(AutoencoderKL, vae_folder).eval()
-
-    def compute(indices: Sequence[int]) -> Tensor:
-        pixels = torch.stack([pil_to_pixels(source.image(index)) for index in indices])
-        with accelerator.autocast():  # not around the cache: CPUs cannot join float16 in it
-            return vae.encode(pixels).latent_dist.parameters.clamp(-30.0, 20.0)
-
+    sizes: dict[tuple[int, int], list[int]] = {}
+    for index in range(len(source)):
+        sizes.setdefault(source.size(index), []).append(index)
     key = f"{source.fingerprint} {cache.module_hash(vae)} {accelerator.mixed_precision}"
-    rows = cache.cached_rows(folder, key, len(source), compute, "latents")
-    return rows, vae.config.scaling_factor, hashlib.sha256(key.encode()).hexdigest()
+
+    def rows(own: str, members: Sequence[int]) -> Tensor:
+        """Those of pictures of one size."""
+
+        def compute(places: Sequence[int]) -> Tensor:
+            pixels = [pil_to_pixels(source.image(members[place])) for place in places]
+            with accelerator.autocast():  # not around the cache: CPUs cannot join float16 in it
+                posterior = vae.encode(torch.stack(pixels)).latent_dist
+            return posterior.parameters.clamp(-30.0, 20.0)
+
+        return cache.cached_rows(folder, own, len(members), compute, "latents")
+
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    if len(sizes) == 1:
+        return rows(key, range(len(source))), vae.config.scaling_factor, digest
+    found: list[Tensor] = [torch.empty(0)] * len(source)
+    for (width, height), members in sizes.items():
+        for index, row in zip(members, rows(f"{key} {width}x{height}", members), strict=True):
+            found[index] = row
+    return found, vae.config.scaling_factor, digest
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """What the methods that train a UNet share: samples from the caches, and the step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,8 +76,10 @@ class _UNetStep(nn.Module):
 class UNetMethod(ABC):
     """Trains the UNet, or something beside it, on cached latent moments and text embeddings.
 
-    ``moments`` is (N, 8, h, w): mean and log variance of the VAE's posterior. ``embeddings`` is
-    (M, T, D), row 0 the empty caption; ``caption_rows[i]`` are the rows of picture i.
+    ``moments[i]`` is (8, h, w): mean and log variance of the VAE's posterior of picture i.
+    ``embeddings`` is (M, T, D), row 0 the empty caption; ``caption_rows[i]`` are the rows of
+    picture i. ``index`` maps positions of the run to pictures, of one size in each batch; without
+    it all have one size, and each epoch is a permutation.
     ``adapter_file`` is the name of the file that ``save`` writes for beside a model; None where it
     writes a part of the model's folder. Raises UserError for zero-terminal SNR with a model that
     predicts epsilon.
@@ -97,11 +99,12 @@ class UNetMethod(ABC):
         unet: UNet2DConditionModel,
         config: UNetConfig,
         *,
-        moments: Tensor,
+        moments: Tensor | Sequence[Tensor],
         embeddings: Tensor,
         caption_rows: Sequence[Sequence[int]],
         scaling_factor: float,
         scheduler_config: dict,
+        index: Callable[[int], int] | None = None,
     ) -> None:
         from diffusers import DDPMScheduler
 
@@ -110,7 +113,8 @@ class UNetMethod(ABC):
         self._moments, self._embeddings, self._rows = moments, embeddings, caption_rows
         self._scaling_factor = scaling_factor
         self._alphas_cumprod = noise_scheduler.alphas_cumprod
-        self._index = PermutationIndex(config.seed, len(moments))
+        every = PermutationIndex(config.seed, len(moments))
+        self._index: Callable[[int], int] = index if index is not None else every
         kind = noise_scheduler.config.prediction_type
         if config.zero_terminal_snr:
             _refuse_epsilon(kind)
