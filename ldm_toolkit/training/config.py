@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ldm_toolkit.errors import UserError, suggestion
-from ldm_toolkit.training.method_options import LoraOptions, PriorOptions, WordOptions
+from ldm_toolkit.training.method_options import (
+    PRIOR_METHODS,
+    LoraOptions,
+    PriorOptions,
+    WordOptions,
+)
 
 __all__ = ["UNET_METHODS", "LoopConfig", "TextEncoderConfig", "UNetConfig", "VAEConfig"]
 
@@ -94,13 +99,32 @@ class DataConfig:
     """Where pictures and captions come from.
 
     Attributes:
-        data: Image folder with metadata.jsonl, metadata.csv or .txt captions, or "storybook" for
-            scenes drawn on the fly.
+        data: Image folder with metadata.jsonl, .csv, .parquet or .txt captions; webdataset shards
+            (a folder of .tar, one, or "x-{000..099}.tar"); .parquet or .arrow tables; owner/name
+            of a data set on the hub; or "storybook" for scenes drawn on the fly.
+        image_column: Column of the pictures, of their names in metadata files; found by itself
+            where it has a usual name.
+        caption_column: Column of the captions, or key in the .json of shards; found by itself where
+            it has a usual name.
+        data_split: Split of a data set that has several.
+        data_subset: Subset of a data set on the hub.
+        data_revision: Branch, tag or commit of a data set on the hub.
+        check_data: Report what is in the data and end; exit code 2 where a picture is bad.
+        skip_bad: Train without the pictures that are bad, where they are few.
+        max_bad: Share of bad pictures from which skip_bad gives up.
         count: Scenes of "storybook".
         size: Height and width in pixels that pictures are brought to.
     """
 
     data: str
+    image_column: str | None = None
+    caption_column: str | None = None
+    data_split: str = "train"
+    data_subset: str | None = None
+    data_revision: str | None = None
+    check_data: bool = False
+    skip_bad: bool = False
+    max_bad: float = 0.1
     count: int = 4000
     size: int = 512
 
@@ -111,6 +135,8 @@ class DataConfig:
             found.append("--size must be a multiple of 8 and at least 64")
         if self.count < 1:
             found.append("--count must be at least 1")
+        if not 0 <= self.max_bad <= 1:
+            found.append("--max-bad must lie between 0 and 1")
         return found
 
 
@@ -141,6 +167,8 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions)
         timestep_mean: Mean of the logit of t in logit_normal; above 0 there is more noise.
         timestep_scale: Standard deviation of the logit of t in logit_normal.
         latents: mean trains on the VAE posterior's mean, sample draws from the posterior.
+        buckets: Train pictures in shapes near their own, with about as many pixels as the square
+            and sides that are multiples of 64; each batch is of one shape.
         captions: Captions an image of "storybook".
         cache: Folder of the latent and embedding cache; default OUTPUT/cache.
         sample_prompts: Prompts of the sample pictures.
@@ -161,6 +189,7 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions)
     timestep_mean: float = 0.0
     timestep_scale: float = 1.0
     latents: Literal["sample", "mean"] = "sample"
+    buckets: bool = False
     captions: int = 3
     cache: str | None = None
     sample_prompts: list[str] = field(default_factory=lambda: ["a dog wearing hat"])
@@ -176,6 +205,8 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions)
         found += self.lora_problems(self.method)
         found += self.prior_problems(self.method, self.batch_size)
         found += self.word_problems(self.method, self.sample_prompts if self.sample_every else ())
+        if self.buckets and self.method in PRIOR_METHODS:
+            found.append(f"--method {self.method} takes squares only: leave --buckets out")
         if self.from_config is not None and self.method != "full":
             found.append(
                 f"--method {self.method} needs trained weights: pass --model, not --from-config"

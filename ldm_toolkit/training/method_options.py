@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["LoraOptions", "PriorOptions", "WordOptions"]
+__all__ = ["PRIOR_METHODS", "LoraOptions", "PriorOptions", "WordOptions"]
 
 _LORA = ("lora", "dreambooth-lora")
-_PRIOR = ("dreambooth", "dreambooth-lora")
+PRIOR_METHODS = ("dreambooth", "dreambooth-lora")
+"""Methods whose batches are half pictures of a class."""
+
 _WORD = ("textual-inversion",)
 _MOST_VECTORS = 64
 # Names that embedding files give to other things.
@@ -118,14 +120,14 @@ class PriorOptions:
 
     def prior_problems(self, method: str, batch_size: int) -> list[str]:
         """What is wrong with the options of prior preservation, one line each."""
-        found = _strange(self, PriorOptions, method, _PRIOR)
+        found = _strange(self, PriorOptions, method, PRIOR_METHODS)
         for name in ("instance_prompt", "class_prompt"):
             value = getattr(self, name)
             if value is not None and not value.strip():
                 found.append(f"--{name.replace('_', '-')} must be words, such as a photo of a dog")
-        if method in _PRIOR and self.class_prompt is None:
+        if method in PRIOR_METHODS and self.class_prompt is None:
             found.append(f"--method {method} needs --class-prompt, such as a photo of a dog")
-        if method in _PRIOR and batch_size % 2:
+        if method in PRIOR_METHODS and batch_size % 2:
             found.append("--batch-size must be even: half of each batch are pictures of the class")
         if self.class_count < 1:
             found.append("--class-count must be at least 1")

@@ -1,10 +1,9 @@
-"""Pictures that share one caption: a subject's, and those of its class, which the model draws.
+"""Pictures of a subject's class, which share one caption and which the model draws.
 
 A folder that was drawn here says so in ``class.json``, holds picture k of seed S + k as
 ``0000k.png``, and is completed after a kill; a folder of someone's own is only read.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -13,76 +12,34 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ldm_toolkit.errors import InputError, LdmToolkitError, UserError
-from ldm_toolkit.files import PICTURE_SUFFIXES, sha256_file, write_atomic
-from ldm_toolkit.images import image_bytes, open_image
+from ldm_toolkit.errors import InputError, UserError
+from ldm_toolkit.files import PICTURE_SUFFIXES, write_atomic
+from ldm_toolkit.images import image_bytes
 
-__all__ = ["DrawClass", "PromptedFolder", "complete_class", "only_pictures"]
+__all__ = ["DrawClass", "check_class", "complete_class"]
 
 logger = logging.getLogger(__name__)
 DrawClass = Callable[[Path, str, Sequence[int], int], Iterable[Image.Image]]
 """Draws with the model in a folder a picture of one prompt for each seed, so many pixels a side."""
 
 _RECORD = "class.json"
-_SHOWN = 20
-
-
-class PromptedFolder:
-    """All pictures of a folder with one caption, shrunk and centre-cropped to a square.
-
-    ``option`` named the folder. Raises InputError naming every file that cannot be read.
-    """
-
-    def __init__(self, folder: Path, size: int, prompt: str, option: str) -> None:
-        if not folder.is_dir():
-            raise InputError(f"{option} {folder} is not a folder; expected pictures")
-        self._size, self._prompt, self._paths = size, prompt, _pictures(folder)
-        problems = [told for path in self._paths if (told := _problem(path)) is not None]
-        if problems:
-            shown = "; ".join(problems[:_SHOWN])
-            more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-            raise InputError(f"{len(problems)} problems in {folder}: {shown}{more}")
-        if not self._paths:
-            raise InputError(f"{option} {folder} holds no pictures")
-        content = hashlib.sha256(f"prompted {size}".encode())  # captions are hashed with the text
-        for path in self._paths:
-            content.update(sha256_file(path).encode())
-        self.fingerprint = content.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def image(self, index: int) -> Image.Image:
-        """Picture ``index``, RGB, size x size."""
-        image = open_image(self._paths[index])
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side)
-        return image.resize((self._size, self._size), Image.Resampling.LANCZOS, box=box)
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """The prompt, which all pictures share."""
-        return (self._prompt,)
-
-
-def only_pictures(folder: Path) -> bool:
-    """Whether a folder holds pictures and nothing else that could have captions for them."""
-    if not folder.is_dir():
-        return False
-    shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    return len(shown) > 0 and all(path.suffix.lower() in PICTURE_SUFFIXES for path in shown)
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+    shown = (path for path in folder.iterdir() if path.name[0] != ".")
+    return sorted(path for path in shown if path.suffix.lower() in PICTURE_SUFFIXES)
 
 
-def _problem(path: Path) -> str | None:
-    try:
-        open_image(path)
-    except (LdmToolkitError, OSError) as error:
-        return f"{path.name}: {error}"
-    return None
+def check_class(folder: Path, prompt: str) -> None:
+    """Refuse what cannot hold pictures of a class, before anything that takes long.
+
+    Raises InputError for a file or a damaged record, UserError for pictures of another prompt.
+    """
+    record = folder / _RECORD
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--class-data {folder} is not a folder; expected pictures")
+    if record.is_file():
+        _recorded_seed(record, prompt)
 
 
 def complete_class(
@@ -102,7 +59,7 @@ def complete_class(
     if record.is_file():
         seed = _recorded_seed(record, prompt)
     elif folder.exists() and (not folder.is_dir() or _pictures(folder)):
-        return  # someone's own, or no folder, which is told where it is read
+        return  # someone's own, or no folder, which `check_class` tells
     missing = [k for k in range(count) if not (folder / _name(k)).is_file()]
     if not missing:
         return

@@ -16,6 +16,8 @@ _FREE = frozenset(
     {"steps", "threads", "checkpoint_every", "keep", "sample_every", "sample_prompts", "resume"}
     | {"output", "cache", "compile"}
     | {"data", "model", "from_config", "vae", "text_encoder", "class_data", "class_count"}
+    | {"image_column", "caption_column", "data_split", "data_subset", "data_revision"}
+    | {"check_data", "skip_bad", "max_bad"}
 )
 
 

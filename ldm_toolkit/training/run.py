@@ -1,10 +1,9 @@
 """The training commands: from options to a method, through the loop, to a model folder."""
 
-import hashlib
 import logging
+import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,14 @@ import torch
 from accelerate import Accelerator
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from PIL import Image
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig
 
 from ldm_toolkit.errors import LdmToolkitError, UserError
-from ldm_toolkit.latents import pil_to_pixels
-from ldm_toolkit.training import cache
+from ldm_toolkit.training import prepare
 from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
 from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
-from ldm_toolkit.training.data import Source, open_source
+from ldm_toolkit.training.data import Plan, Source, check_data
+from ldm_toolkit.training.data.geometry import Geometry
 from ldm_toolkit.training.folders import (
     complete_model,
     load_network,
@@ -33,13 +30,12 @@ from ldm_toolkit.training.loop import set_threads, train
 from ldm_toolkit.training.methods import method_class
 from ldm_toolkit.training.methods.unet_step import UNetMethod, trained_scheduler
 from ldm_toolkit.training.methods.vae import VAEMethod
-from ldm_toolkit.training.prior import DrawClass, PromptedFolder, complete_class, only_pictures
+from ldm_toolkit.training.prior import DrawClass
 from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
 
-__all__ = ["encode_captions", "train_text_encoder", "train_unet", "train_vae"]
+__all__ = ["train_text_encoder", "train_unet", "train_vae"]
 
 logger = logging.getLogger(__name__)
-_TOKENS = 77
 
 
 def _begin(config: LoopConfig) -> Accelerator:
@@ -61,6 +57,10 @@ def _begin(config: LoopConfig) -> Accelerator:
 
 def train_vae(config: VAEConfig) -> None:
     """Train the autoencoder; OUTPUT is a model folder, with ``--from-config`` only OUTPUT/vae."""
+    plan = Plan(Geometry.square(config.size))
+    if config.check_data:
+        _on_one_process(lambda: check_data(config, plan))
+        return
     accelerator = _begin(config)
     base = model_folder(config.from_config or config.model)
     if config.from_config is not None:
@@ -68,7 +68,7 @@ def train_vae(config: VAEConfig) -> None:
         pass_colour_(vae)
     else:
         vae = load_network(AutoencoderKL, base / "vae")
-    source = open_source(config, seed=config.seed)
+    source = prepare.open_data(config, plan, accelerator, Path(config.output) / "cache")
     if accelerator.is_main_process and config.from_config is None:
         complete_model(base, Path(config.output), {"vae"})
     method = VAEMethod(vae, config, source)
@@ -118,34 +118,26 @@ def train_unet(
     ``draw`` makes the pictures of ``--sample-every``, ``draw_class`` those of ``--class-prompt``:
     training itself knows no pipeline.
     """
-    accelerator = _begin(config)
     base = model_folder(config.from_config or config.model)
-    scheduler_config = network_config(base / "scheduler", "scheduler_config.json")
     text_folder = Path(config.text_encoder or base)
     parts = {"vae": Path(config.vae or base / "vae"), "text_encoder": text_folder / "text_encoder"}
     parts["tokenizer"] = text_folder / "tokenizer"
+    kind = method_class(config.method)
+    tokenizer = prepare.load_tokenizer(parts["tokenizer"])
+    if config.check_data:
+        plan = prepare.unet_plan(config, tokenizer, parts["text_encoder"], 1)
+        caption = prepare.shared_caption(config, kind)
+        _on_one_process(lambda: check_data(config, plan, caption=caption))
+        return
+    accelerator = _begin(config)
+    scheduler_config = network_config(base / "scheduler", "scheduler_config.json")
     # All of these refuse before hours of caching.
     trained = trained_scheduler(config, scheduler_config) if config.zero_terminal_snr else None
-    kind = method_class(config.method)
     kind.check(config, network_config(base / "unet"))
-    tokenizer = _tokenizer(parts["tokenizer"])
     kind.check_words(config, tokenizer)
-    sources = _sources(config, kind, base, parts, accelerator, draw_class)
-    folder = Path(config.cache or Path(config.output) / "cache")
-    with accelerator.main_process_first():
-        moments, scaling_factor, data = _moments(parts["vae"], sources, folder, accelerator)
-        captions = [source.captions(i) for source in sources for i in range(len(source))]
-        given, text = _text(kind, tokenizer, parts["text_encoder"], captions, folder, accelerator)
-    if kind.class_pictures:
-        given["instances"] = len(sources[0])
-    method = kind(
-        _fresh_or_loaded(config, base),
-        config,
-        moments=moments,
-        scaling_factor=scaling_factor,
-        scheduler_config=scheduler_config,
-        **given,
-    )
+    given, inputs = _unet_inputs(config, kind, base, parts, tokenizer, accelerator, draw_class)
+    unet = _fresh_or_loaded(config, base)
+    method = kind(unet, config, scheduler_config=scheduler_config, **given)
     adapter = kind.adapter_file is not None
     if accelerator.is_main_process and not adapter:
         complete_model(base, Path(config.output), {"unet"}, parts, scheduler_config=trained)
@@ -157,10 +149,56 @@ def train_unet(
     if draw is not None:
         prompts = config.sample_prompts
         sample = _sampler(config, lambda file: draw_prompts(method, complete, prompts, file, draw))
-    train(method, config, accelerator, sample=sample, inputs={"data": data, "text_encoder": text})
+    train(method, config, accelerator, sample=sample, inputs=inputs)
     if accelerator.is_main_process:
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
+
+
+def _unet_inputs(
+    config: UNetConfig,
+    kind: type[UNetMethod],
+    base: Path,
+    parts: Mapping[str, Path],
+    tokenizer: Any,
+    accelerator: Accelerator,
+    draw_class: DrawClass | None,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a method gets of the pictures and their captions, by argument, and the hashes of both.
+
+    Raises InputError, UserError, ModelError, CannotWrite.
+    """
+    folder = Path(config.cache or Path(config.output) / "cache")
+    processes = accelerator.num_processes
+    plan = prepare.unet_plan(config, tokenizer, parts["text_encoder"], processes)
+    caption = prepare.shared_caption(config, kind)
+
+    def own() -> Source:
+        captions = config.captions
+        return prepare.open_data(
+            config, plan, accelerator, folder, captions=captions, caption=caption
+        )
+
+    def whole_model(folder: Path) -> Path:
+        return _completed(config, True, base, parts, folder)
+
+    sources = (
+        [own()]
+        if not kind.class_pictures
+        else prepare.with_class(config, plan, accelerator, folder, own, whole_model, draw_class)
+    )
+    with accelerator.main_process_first():
+        latents, scaling_factor, data = prepare.moments(parts["vae"], sources, folder, accelerator)
+        captions = [source.captions(i) for source in sources for i in range(len(source))]
+        given, text = prepare.text(
+            kind, tokenizer, parts["text_encoder"], captions, folder, accelerator
+        )
+    given |= {"moments": latents, "scaling_factor": scaling_factor}
+    if kind.class_pictures:
+        given["instances"] = len(sources[0])
+    if config.buckets:
+        given["index"] = prepare.bucket_index(sources[0], config.seed, plan.batch)
+    return given, {"data": data, "text_encoder": text}
 
 
 def _completed(
@@ -182,43 +220,10 @@ def _completed(
     return folder
 
 
-def _sources(
-    config: UNetConfig,
-    kind: type[UNetMethod],
-    base: Path,
-    parts: Mapping[str, Path],
-    accelerator: Accelerator,
-    draw_class: DrawClass | None,
-) -> list[Source]:
-    """The pictures to learn from, and those of the subject's class where the method wants them.
-
-    The model draws these when there are none. Raises InputError, UserError, CannotWrite.
-    """
-    own = _own_source(config, kind)
-    if not kind.class_pictures:
-        return [own]
-    folder = Path(config.class_data or Path(config.output) / "class")
-    prompt = config.class_prompt or ""
-    with accelerator.main_process_first(), tempfile.TemporaryDirectory() as temporary:
-
-        def draw(seeds: Sequence[int]) -> Iterable[Image.Image]:
-            if draw_class is None:
-                raise UserError(f"--class-data {folder} lacks {len(seeds)} pictures: give it some")
-            model = _completed(config, True, base, parts, Path(temporary, "model"))
-            return draw_class(model, prompt, seeds, config.size)
-
-        complete_class(folder, prompt, config.class_count, config.seed, draw)
-    return [own, PromptedFolder(folder, config.size, prompt, "--class-data")]
-
-
-def _own_source(config: UNetConfig, kind: type[UNetMethod]) -> Source:
-    """The pictures of ``--data``, whose captions an option or the method may make unnecessary."""
-    folder, prompt = Path(config.data), config.instance_prompt
-    if prompt is None and kind.makes_captions and only_pictures(folder):
-        prompt = ""
-    if prompt is not None:
-        return PromptedFolder(folder, config.size, prompt, "--data")
-    return open_source(config, captions=config.captions, seed=config.seed)
+def _on_one_process(act: Callable[[], None]) -> None:
+    """Act where one process of several is enough."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        act()
 
 
 def _fresh_or_loaded(config: UNetConfig, base: Path) -> UNet2DConditionModel:
@@ -238,88 +243,3 @@ def _sampler(config: LoopConfig, draw: Callable[[Path], None]) -> Callable[[int]
             logger.warning("no sample picture at step %d: %s", step, error)
 
     return sample
-
-
-@torch.inference_mode()
-def _moments(
-    vae_folder: Path, sources: Sequence[Source], folder: Path, accelerator: Accelerator
-) -> tuple[Tensor, float, str]:
-    """Mean and log variance of all pictures, (N, 8, h, w) float16, scaling factor, and hash.
-
-    Each source has a cache of its own.
-    """
-    vae = load_network(AutoencoderKL, vae_folder).eval()
-    model = cache.module_hash(vae)
-    found, keys = [], []
-    for source in sources:
-
-        def compute(indices: Sequence[int], source: Source = source) -> Tensor:
-            pixels = torch.stack([pil_to_pixels(source.image(index)) for index in indices])
-            with accelerator.autocast():  # not around the cache: CPUs cannot join float16 in it
-                return vae.encode(pixels).latent_dist.parameters.clamp(-30.0, 20.0)
-
-        keys.append(f"{source.fingerprint} {model} {accelerator.mixed_precision}")
-        found.append(cache.cached_rows(folder, keys[-1], len(source), compute, "latents"))
-    told = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-    return torch.cat(found), vae.config.scaling_factor, told
-
-
-def _text(
-    kind: type[UNetMethod],
-    tokenizer: Any,
-    encoder_folder: Path,
-    captions: Sequence[Sequence[str]],
-    folder: Path,
-    accelerator: Accelerator,
-) -> tuple[dict[str, Any], str]:
-    """What a method gets of the captions of each picture, by argument, and its hash.
-
-    Cached embeddings, or the text encoder itself where the method has to run it.
-    """
-    encoder = load_network(CLIPTextModel, encoder_folder).eval()
-    if kind.encodes_text:  # the encoder's weights are among what is frozen
-        words = tokenizer.backend_tokenizer.to_str()
-        told = hashlib.sha256(f"{captions} {words}".encode()).hexdigest()
-        return {"tokenizer": tokenizer, "encoder": encoder, "captions": captions}, told
-    rows, texts = _caption_rows(captions)
-    _warn_of_cuts(tokenizer, texts)
-
-    @torch.inference_mode()
-    def compute(indices: Sequence[int]) -> Tensor:
-        with accelerator.autocast():
-            return encode_captions(tokenizer, encoder, [texts[index] for index in indices])
-
-    # The tokenizer counts as well: other tokens, other embeddings.
-    model = f"{tokenizer.backend_tokenizer.to_str()} {cache.module_hash(encoder)}"
-    key = f"{texts} {hashlib.sha256(model.encode()).hexdigest()} {accelerator.mixed_precision}"
-    embeddings = cache.cached_rows(folder, key, len(texts), compute, "embeddings")
-    told = hashlib.sha256(key.encode()).hexdigest()
-    return {"embeddings": embeddings, "caption_rows": rows}, told
-
-
-def _caption_rows(captions: Sequence[Sequence[str]]) -> tuple[list[list[int]], list[str]]:
-    """Rows of each picture's captions, and the text of each row; row 0 is the empty caption."""
-    known = {"": 0}
-    rows = [[known.setdefault(text, len(known)) for text in own] for own in captions]
-    return rows, list(known)
-
-
-def _warn_of_cuts(tokenizer: Any, texts: Sequence[str]) -> None:
-    lengths = [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
-    if max(lengths) > _TOKENS:
-        longest = texts[lengths.index(max(lengths))]
-        cut = sum(length > _TOKENS for length in lengths)
-        logger.warning("%d captions are cut at %d tokens, e.g. %.60r", cut, _TOKENS, longest)
-
-
-def _tokenizer(folder: Path) -> Any:
-    try:
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no CLIP tokenizer: {error}") from error
-
-
-def encode_captions(tokenizer: Any, encoder: Any, captions: Sequence[str]) -> Tensor:
-    """Captions -> (B, 77, D); longer ones are cut at 77 tokens."""
-    tokens = tokenizer(list(captions), padding="max_length", truncation=True, max_length=_TOKENS)
-    return encoder(torch.tensor(tokens["input_ids"])).last_hidden_state

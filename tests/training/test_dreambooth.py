@@ -195,7 +195,7 @@ def test_pictures_of_the_class_are_drawn_once(trainer, tiny_model, subject, tmp_
     record = json.loads((output / "class" / "class.json").read_text())
     assert record == {"prompt": "a dog", "seed": 0}
     caches = sorted(path.name.partition("-")[0] for path in (output / "cache").iterdir())
-    assert caches == ["embeddings", "latents", "latents"]
+    assert caches == ["checked.jsonl", "embeddings", "latents", "latents"]
     pipe = LatentPipeline.from_pretrained(output, device="cpu", dtype="float32")
     assert pipe("a photo of sks dog", steps=2, seed=1, width=64, height=64).images
     before, after = load_file(tiny_model / UNET), load_file(output / UNET)

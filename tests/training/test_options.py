@@ -70,6 +70,15 @@ def test_the_options_of_methods_reach_them():
     assert config.sample_prompts == ["a <x>", "a dog"]
 
 
+def test_switches_need_no_value():
+    for words in (["--check-data", "--skip-bad"], ["--check_data=true", "--skip-bad", "true"]):
+        config = parse(UNetConfig, [*words, *NEEDED, "--buckets"])
+        assert (config.check_data, config.skip_bad, config.buckets) == (True, True, True)
+        assert config.resume
+    config = parse(UNetConfig, [*NEEDED, "--resume", "false", "--compile"])
+    assert (config.resume, config.compile, config.check_data) == (False, True, False)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -100,6 +109,7 @@ def test_the_options_of_methods_reach_them():
         (["--method", "dreambooth"], "--method dreambooth needs --class-prompt, such as a photo"),
         (["--method", "dreambooth-lora"], "--method dreambooth-lora needs --class-prompt"),
         ([*DREAMBOOTH, "--batch-size", "3"], "--batch-size must be even"),
+        ([*DREAMBOOTH, "--buckets"], "--method dreambooth takes squares only: leave --buckets out"),
         ([*DREAMBOOTH, "--class-count", "0"], "--class-count must be at least 1"),
         ([*DREAMBOOTH, "--prior-weight", ".nan"], "--prior-weight must not be negative"),
         ([*DREAMBOOTH, "--instance-prompt", " "], "--instance-prompt must be words"),
@@ -148,6 +158,9 @@ def test_the_options_of_methods_reach_them():
         (["--latents", "mode"], "latents"),
         (["--size", "65"], "--size must be a multiple of 8"),
         (["--ema", "1"], "--ema must be at least 0 and below 1"),
+        (["--check-data", "maybe"], "check_data"),
+        (["--max-bad", "1.5"], "--max-bad must lie between 0 and 1"),
+        (["--max-bad", ".nan"], "--max-bad must lie between 0 and 1"),
         (["--count", "0"], "--count must be at least 1"),
         (["--caption-dropout", "1.5"], "--caption-dropout must lie between 0 and 1"),
         (["--from-config", "x"], "--from-config needs --vae and --text-encoder"),

@@ -8,7 +8,11 @@ import pytest
 from PIL import Image
 
 from ldm_toolkit.errors import InputError, UserError
-from ldm_toolkit.training.prior import PromptedFolder, complete_class, only_pictures
+from ldm_toolkit.training.config import DataConfig
+from ldm_toolkit.training.data import Plan, Source, open_source
+from ldm_toolkit.training.data.folder import only_pictures
+from ldm_toolkit.training.data.geometry import Geometry
+from ldm_toolkit.training.prior import check_class, complete_class
 
 
 class Painter:
@@ -97,13 +101,18 @@ def test_another_prompt_and_a_damaged_record_are_told(tmp_path):
 # --- reading ---
 
 
+def prompted(folder: Path, size: int = 64, prompt: str = "a dog") -> Source:
+    """The pictures of a folder under one caption."""
+    return open_source(DataConfig(data=str(folder), size=size), caption=prompt)
+
+
 def test_pictures_are_shrunk_and_cropped_under_one_caption(tmp_path):
     picture = Image.new("RGB", (96, 64), (0, 0, 255))
     picture.paste((255, 0, 0), (16, 0, 80, 64))  # the square in the middle
     picture.save(tmp_path / "b.png")
     Image.new("L", (32, 32), 9).save(tmp_path / "a.webp", lossless=True)
     (tmp_path / "b.txt").write_text("a caption that is not read")
-    source = PromptedFolder(tmp_path, 64, "a dog", "--data")
+    source = prompted(tmp_path)
     assert len(source) == 2
     assert [source.captions(index) for index in range(2)] == [("a dog",), ("a dog",)]
     assert source.image(0).getpixel((5, 5)) == (9, 9, 9)
@@ -112,27 +121,55 @@ def test_pictures_are_shrunk_and_cropped_under_one_caption(tmp_path):
     assert middle.getcolors() == [(64 * 64, (255, 0, 0))]
 
 
-def test_the_fingerprint_is_that_of_size_and_content(tmp_path):
+def test_metadata_does_not_count_where_one_caption_is_given(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "not read"}')
+    source = prompted(tmp_path)
+    assert [source.captions(index) for index in range(len(source))] == [("a dog",), ("a dog",)]
+
+
+def test_without_captions_there_are_none(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    first = PromptedFolder(tmp_path, 64, "a dog", "--data").fingerprint
-    assert PromptedFolder(tmp_path, 64, "a cat", "--data").fingerprint == first
-    assert PromptedFolder(tmp_path, 72, "a dog", "--data").fingerprint != first
+    config = DataConfig(data=str(tmp_path), size=64)
+    plan = Plan(Geometry.square(64), token_counts=lambda texts: [max(map(len, texts))])
+    assert open_source(config, plan=plan, caption="").captions(0) == ()
+
+
+def test_the_fingerprint_is_that_of_size_content_and_caption(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    first = prompted(tmp_path).fingerprint
+    assert prompted(tmp_path).fingerprint == first
+    assert prompted(tmp_path, prompt="a cat").fingerprint != first
+    assert prompted(tmp_path, size=72).fingerprint != first
     Image.new("RGB", (64, 64), (1, 0, 0)).save(tmp_path / "a.png")
-    assert PromptedFolder(tmp_path, 64, "a dog", "--data").fingerprint != first
+    assert prompted(tmp_path).fingerprint != first
 
 
 def test_folders_that_cannot_be_used(tmp_path):
-    with pytest.raises(InputError, match=r"--class-data .*nowhere is not a folder"):
-        PromptedFolder(tmp_path / "nowhere", 64, "a dog", "--class-data")
+    for place in ("nowhere", "storybook"):
+        with pytest.raises(InputError, match=rf"--data .*{place} is not a folder"):
+            prompted(tmp_path / place if place == "nowhere" else Path(place))
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(InputError, match=r"--data .* holds no pictures"):
-        PromptedFolder(tmp_path, 64, "a dog", "--data")
+    with pytest.raises(InputError, match=r"holds no pictures .*; expected PNG, JPEG or WebP"):
+        prompted(tmp_path)
     Image.new("RGB", (64, 64)).save(tmp_path / "good.png")
     for name in ("bad.png", "worse.jpg"):
         (tmp_path / name).write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"2 problems in .*bad\.png: .*; worse\.jpg: ") as caught:
-        PromptedFolder(tmp_path, 64, "a dog", "--data")
+        prompted(tmp_path)
     assert "good.png" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_hold_the_class_is_told_at_once(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"--class-data .*file is not a folder"):
+        check_class(tmp_path / "file", "a dog")
+    check_class(tmp_path / "nowhere", "a dog")
+    complete_class(tmp_path / "class", "a dog", 1, 0, Painter())
+    check_class(tmp_path / "class", "a dog")
+    with pytest.raises(UserError, match="holds pictures of 'a dog', not of the class prompt 'cat'"):
+        check_class(tmp_path / "class", "cat")
 
 
 def test_folders_without_anything_but_pictures(tmp_path):

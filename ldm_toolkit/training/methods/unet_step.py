@@ -88,11 +88,13 @@ class _UNetStep(nn.Module):
 class UNetMethod(ABC):
     """Trains the UNet, or something beside it, on cached latent moments and text embeddings.
 
-    ``moments`` is (N, 8, h, w): mean and log variance of the VAE's posterior. ``embeddings`` is
-    (M, T, D), row 0 the empty caption, or token ids (M, T) where there is an ``encoder``, which
-    then reads them in every step; ``caption_rows[i]`` are the rows of picture i. ``instances`` is
-    the number of pictures of a subject, which pictures of its class follow: every second sample is
-    one of those, for prior preservation. Raises UserError for zero-terminal SNR with a model that
+    ``moments[i]`` is (8, h, w): mean and log variance of the VAE's posterior of picture i.
+    ``embeddings`` is (M, T, D), row 0 the empty caption, or token ids (M, T) where there is an
+    ``encoder``, which then reads them in every step; ``caption_rows[i]`` are the rows of picture i.
+    ``instances`` is the number of pictures of a subject, which pictures of its class follow: every
+    second sample is one of those, for prior preservation. ``index`` maps positions of the run to
+    pictures, of one size in each batch; without it all have one size, and each epoch is a
+    permutation. Raises UserError for zero-terminal SNR with a model that
     predicts epsilon.
     """
 
@@ -124,13 +126,14 @@ class UNetMethod(ABC):
         unet: UNet2DConditionModel,
         config: UNetConfig,
         *,
-        moments: Tensor,
+        moments: Tensor | Sequence[Tensor],
         embeddings: Tensor,
         caption_rows: Sequence[Sequence[int]],
         scaling_factor: float,
         scheduler_config: dict,
         encoder: nn.Module | None = None,
         instances: int | None = None,
+        index: Callable[[int], int] | None = None,
     ) -> None:
         from diffusers import DDPMScheduler
 
@@ -141,7 +144,9 @@ class UNetMethod(ABC):
         self._alphas_cumprod = noise_scheduler.alphas_cumprod
         self._instances = instances
         self._index: Callable[[int], int] = PermutationIndex(config.seed, len(moments))
-        if instances is not None:
+        if index is not None:
+            self._index = index
+        elif instances is not None:
             self._index = AlternatingIndex(config.seed, instances, len(moments) - instances)
         kind = noise_scheduler.config.prediction_type
         if config.zero_terminal_snr:
