@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from training_tools import metric, unet_method, vae_method
 
-from ldm_toolkit.errors import NumericalError
+from ldm_toolkit.errors import NumericalError, UserError
 from ldm_toolkit.training import loop
 from ldm_toolkit.training.config import LoopConfig
 
@@ -172,7 +172,7 @@ def test_another_network_is_refused(accelerator, tmp_path):
     loop.train(Line(), config(tmp_path), accelerator)
     method = Line()
     method.module = nn.Linear(2, 2)
-    with pytest.raises(loop.UserError, match="belongs to another network"):
+    with pytest.raises(UserError, match="belongs to another network"):
         loop.train(method, config(tmp_path), accelerator)
 
 
@@ -231,7 +231,7 @@ def test_checkpoints_hold_what_is_trained_and_belong_to_its_model(accelerator, p
     assert not [name for name in names if name.startswith(("vae.encoder", "vae.quant_conv"))]
     train(3)
     assert metric(tmp_path, "step") == [1, 2, 3]
-    with pytest.raises(loop.UserError, match=r"--model \(its content has changed\)"):
+    with pytest.raises(UserError, match=r"--model \(its content has changed\)"):
         train(4, encoder=0.5)
 
 
