@@ -18,7 +18,9 @@ class LoopConfig:
     Attributes:
         output: Folder for the trained model, the checkpoints, metrics.jsonl and sample pictures.
         steps: Optimiser steps of the whole run.
-        batch_size: Samples a step and process.
+        batch_size: Samples that a process computes at once.
+        accumulate: Batches whose gradients are added up for one step: the same as a batch so many
+            times as large, in less memory.
         lr: Learning rate at its peak.
         lr_schedule: Shape of the learning rate over the run.
         warmup: Steps of linear warm-up.
@@ -38,6 +40,7 @@ class LoopConfig:
     output: str
     steps: int = 1000
     batch_size: int = 8
+    accumulate: int = 1
     lr: float = 1e-4
     lr_schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup: int = 50
@@ -62,7 +65,7 @@ class LoopConfig:
     def problems(self) -> list[str]:
         """What is wrong with the options, one line each."""
         found = []
-        for name in ("steps", "batch_size", "checkpoint_every"):
+        for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
             if getattr(self, name) < 1:
                 found.append(f"--{name.replace('_', '-')} must be at least 1")
         for name in ("seed", "warmup", "threads", "sample_every", "weight_decay"):

@@ -40,6 +40,8 @@ class RunState:
         optimizer = torch.optim.AdamW(
             self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
+        # `accelerate launch` may have set another number, by which backward() would divide.
+        accelerator.gradient_accumulation_steps = config.accumulate
         module = method.module.to(accelerator.device)
         if config.compile:
             module = torch.compile(module)  # type: ignore[assignment]

@@ -11,42 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from training_tools import metric, unet_method, vae_method
+from training_tools import Line, metric, unet_method, vae_method
+from training_tools import line_config as config
 
 from ldm_toolkit.errors import NumericalError, UserError
 from ldm_toolkit.training import loop
-from ldm_toolkit.training.config import LoopConfig
-
-
-class Line:
-    """The smallest method: fits w x = 2 x + noise of the position; can break at some steps."""
-
-    def __init__(self, bad=(), scale=1.0):
-        self.module = nn.Linear(2, 1)
-        with torch.no_grad():
-            for parameter in self.module.parameters():
-                parameter.fill_(0.5)
-        self.bad, self.scale, self.seen = set(bad), scale, []
-
-    def trainable(self):
-        return self.module
-
-    def batch(self, positions):
-        self.seen.append(list(positions))
-        return {"input": torch.tensor([[float(p % 7), 1.0] for p in positions])}
-
-    def loss(self, outputs, step):
-        loss = self.scale * (outputs - 3.0).square().mean()
-        return (loss * float("nan") if step in self.bad else loss), {}
-
-    def save(self, folder):
-        torch.save(self.module.state_dict(), folder / "line.pt")
-
-
-def config(output, **options):
-    output.mkdir(exist_ok=True)
-    settings = {"steps": 12, "batch_size": 2, "warmup": 2, "lr": 0.05, "checkpoint_every": 4}
-    return LoopConfig(output=str(output), **(settings | options))
 
 
 def checkpoints_of(output):
@@ -236,14 +205,16 @@ def test_checkpoints_hold_what_is_trained_and_belong_to_its_model(accelerator, p
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_twice_the_batch(tiny_model, pictures, tmp_path):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_equal_one_with_all_in_a_batch(accumulate, tiny_model, pictures, tmp_path):
     script = Path(__file__).parents[2] / "examples" / "finetune_unet.py"
     common = ["--model", tiny_model, "--data", pictures, "--size", 64, "--steps", 6, "--lr", "1e-3",
               "--warmup", 1, "--threads", 1]  # fmt: skip
     runs = {
-        "one": [sys.executable, script, *common, "--batch_size", 4],
+        "one": [sys.executable, script, *common, "--batch_size", 4 * accumulate],
         "two": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2,
-                "--master_port", 29531, script, *common, "--batch_size", 2],
+                "--master_port", 29531, script, *common, "--batch_size", 2,
+                "--accumulate", accumulate],
     }  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(script.parents[1]), "ACCELERATE_USE_CPU": "true"}
     for name, words in runs.items():

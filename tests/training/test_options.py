@@ -75,6 +75,7 @@ def test_the_options_of_the_objective():
         (["stray"], "stray"),
         (["--config", "none.yaml"], "none.yaml"),
         (["--steps", "0", "--lr", "-1", "--keep", "1"], "--steps must be at least 1; --lr must"),
+        (["--accumulate", "0"], "--accumulate must be at least 1"),
         (["--lr", ".nan"], "--lr must be positive"),
         (["--min-snr-gamma", ".nan"], "--min-snr-gamma must not be negative"),
         (["--offset-noise", "-0.1"], "--offset-noise must not be negative"),
