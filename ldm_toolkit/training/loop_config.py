@@ -6,9 +6,12 @@ Level 1: no torch.
 from dataclasses import dataclass
 from typing import Literal
 
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import UserError, suggestion
 
-__all__ = ["LoopConfig"]
+__all__ = ["OPTIMIZERS", "LoopConfig"]
+
+OPTIMIZERS = ("adamw", "adamw-8bit", "prodigy", "schedule-free")
+"""What ``--optimizer`` may say; `training.optimizers` makes them."""
 
 
 @dataclass(kw_only=True)
@@ -24,7 +27,10 @@ class LoopConfig:
         lr: Learning rate at its peak.
         lr_schedule: Shape of the learning rate over the run.
         warmup: Steps of linear warm-up.
-        weight_decay: AdamW's decoupled weight decay.
+        optimizer: adamw is torch's; adamw-8bit of bitsandbytes keeps its state in a quarter of the
+            memory, prodigy finds the learning rate itself, schedule-free needs neither a schedule
+            nor a moving average. These three come with pip install 'ldm-toolkit[optimizers]'.
+        weight_decay: Decoupled weight decay of the optimiser.
         max_grad_norm: Gradients longer than this are shortened to it.
         ema: Decay of the moving average of the weights; 0 switches it off.
         seed: Everything random is a function of this and of the position in the run.
@@ -44,6 +50,7 @@ class LoopConfig:
     lr: float = 1e-4
     lr_schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup: int = 50
+    optimizer: str = "adamw"
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     ema: float = 0.999
@@ -79,4 +86,23 @@ class LoopConfig:
             found.append("--keep must be at least 2: the newest may be damaged")
         if not 0 <= self.ema < 1:
             found.append("--ema must be at least 0 and below 1")
+        return found + self._optimizer_problems()
+
+    def _optimizer_problems(self) -> list[str]:
+        found = []
+        if self.optimizer not in OPTIMIZERS:
+            found.append(
+                f"--optimizer must be one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r:.80}"
+                + suggestion(self.optimizer, OPTIMIZERS)
+            )
+        if self.optimizer == "prodigy" and 0 < self.lr < 0.01:
+            found.append(
+                "--optimizer prodigy finds the learning rate itself, --lr is a factor of it: "
+                "pass --lr 1"
+            )
+        if self.optimizer == "schedule-free":
+            if self.ema > 0:
+                found.append("--optimizer schedule-free averages the weights itself: pass --ema 0")
+            if self.lr_schedule != "constant":
+                found.append("--optimizer schedule-free needs --lr-schedule constant")
         return found

@@ -18,6 +18,9 @@ _FREE = frozenset(
     | {"data", "model", "from_config", "vae", "text_encoder"}
 )
 
+# What runs had that were begun before these options were there.
+_BEFORE = {"accumulate": 1, "optimizer": "adamw"}
+
 
 def course(config: LoopConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the weights depend on, as JSON values; ``inputs`` are content hashes."""
@@ -27,6 +30,7 @@ def course(config: LoopConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_course(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Refuse to go on from checkpoints that other options or other data made. Raises UserError."""
+    before = {**_BEFORE, **before}
     changed = [name for name in before if name in now and before[name] != now[name]]
     if changed:
         told = ", ".join(_told(name, before[name], now[name]) for name in changed)

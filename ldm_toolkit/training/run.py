@@ -18,6 +18,7 @@ from ldm_toolkit.errors import LdmToolkitError, UserError
 from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.training import cache
 from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
+from ldm_toolkit.training.begin import begin
 from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Source, open_source
 from ldm_toolkit.training.folders import (
@@ -25,9 +26,8 @@ from ldm_toolkit.training.folders import (
     load_network,
     model_folder,
     network_config,
-    write_json,
 )
-from ldm_toolkit.training.loop import set_threads, train
+from ldm_toolkit.training.loop import train
 from ldm_toolkit.training.methods import method_class
 from ldm_toolkit.training.methods.unet_step import trained_scheduler
 from ldm_toolkit.training.methods.vae import VAEMethod
@@ -39,26 +39,9 @@ logger = logging.getLogger(__name__)
 _TOKENS = 77
 
 
-def _begin(config: LoopConfig) -> Accelerator:
-    set_threads(config.threads)
-    torch.manual_seed(config.seed)
-    output = Path(config.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be made: {error.strerror}") from error
-    try:
-        accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    except ValueError as error:  # fp16 without an accelerator
-        raise UserError(f"--mixed-precision {config.mixed_precision}: {error}") from error
-    if accelerator.is_main_process:
-        write_json(output / "config.json", vars(config))
-    return accelerator
-
-
 def train_vae(config: VAEConfig) -> None:
     """Train the autoencoder; OUTPUT is a model folder, with ``--from-config`` only OUTPUT/vae."""
-    accelerator = _begin(config)
+    accelerator = begin(config)
     base = model_folder(config.from_config or config.model)
     if config.from_config is not None:
         vae = AutoencoderKL.from_config(network_config(base / "vae"))
@@ -83,7 +66,7 @@ def train_text_encoder(config: TextEncoderConfig) -> None:
     from ldm_toolkit.storybook import scenes
     from ldm_toolkit.training.text import AttributeText, train_tokenizer
 
-    accelerator = _begin(config)
+    accelerator = begin(config)
     settings = CLIPTextConfig.from_dict(network_config(Path(config.from_config) / "text_encoder"))
     drawn = (scenes.sample_scene(config.seed, index) for index in range(config.caption_count))
     tokenizer = train_tokenizer(scenes.caption(scene, config.seed).text for scene in drawn)
@@ -112,7 +95,7 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
     OUTPUT becomes a whole model folder, or gets the file of what is trained beside a model.
     ``draw`` makes the pictures of ``--sample-every``: training itself knows no pipeline.
     """
-    accelerator = _begin(config)
+    accelerator = begin(config)
     base = model_folder(config.from_config or config.model)
     scheduler_config = network_config(base / "scheduler", "scheduler_config.json")
     # Both refuse before hours of caching.

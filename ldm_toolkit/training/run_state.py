@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
 from ldm_toolkit.errors import UserError
-from ldm_toolkit.training import checkpoints
+from ldm_toolkit.training import checkpoints, optimizers
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.methods.protocol import Method
 from ldm_toolkit.training.resume import check_course, course
@@ -37,9 +37,7 @@ class RunState:
             config, {**_frozen(method), **inputs, "processes": accelerator.num_processes}
         )
         self.parameters = [p for p in method.trainable().parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        optimizer = optimizers.create(config, self.parameters)
         # `accelerate launch` may have set another number, by which backward() would divide.
         accelerator.gradient_accumulation_steps = config.accumulate
         module = method.module.to(accelerator.device)
@@ -62,6 +60,9 @@ class RunState:
             }
             state: dict[str, Any] = {"seed": self.config.seed, "bad_steps": self.bad_steps}
             state["course"] = self.course
+            scalars = checkpoints.optimizer_scalars(self.optimizer.optimizer)
+            if scalars:
+                state["optimizer"] = scalars
             if self.ema is not None:
                 tensors["ema"] = {str(i): p for i, p in enumerate(self.ema.shadow_params)}
                 state["ema_step"] = self.ema.optimization_step
@@ -85,7 +86,9 @@ class RunState:
                 f"{self.folder} belongs to another network ({error}); pass the same model, another "
                 "--output, or --resume false to start again"
             ) from error
-        checkpoints.restore_optimizer(self.optimizer.optimizer, found.tensors["optimizer"])
+        checkpoints.restore_optimizer(
+            self.optimizer.optimizer, found.tensors["optimizer"], found.state.get("optimizer")
+        )
         if self.ema is not None:
             shadow = found.tensors["ema"]
             for index, parameter in enumerate(self.ema.shadow_params):
@@ -107,7 +110,8 @@ class RunState:
     def averaged(self) -> Iterator[None]:
         """Inside the block the network has its averaged weights."""
         if self.ema is None:
-            yield
+            with optimizers.averaged(self.optimizer.optimizer, self.parameters):
+                yield
             return
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
