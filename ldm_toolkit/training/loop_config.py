@@ -25,7 +25,10 @@ class LoopConfig:
         accumulate: Batches whose gradients are added up for one step: the same as a batch so many
             times as large, in less memory.
         lr: Learning rate at its peak.
-        lr_schedule: Shape of the learning rate over the run.
+        lr_schedule: Shape of the learning rate over the run after the warm-up, which constant has
+            too; those with a longer name and polynomial are computed by diffusers.
+        lr_cycles: Cosines one after the other in cosine_with_restarts.
+        lr_power: Exponent of the schedule polynomial.
         warmup: Steps of linear warm-up.
         optimizer: adamw is torch's; adamw-8bit of bitsandbytes keeps its state in a quarter of the
             memory, prodigy finds the learning rate itself, schedule-free needs neither a schedule
@@ -48,7 +51,11 @@ class LoopConfig:
     batch_size: int = 8
     accumulate: int = 1
     lr: float = 1e-4
-    lr_schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    lr_schedule: Literal[
+        "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial"
+    ] = "cosine"
+    lr_cycles: int = 1
+    lr_power: float = 1.0
     warmup: int = 50
     optimizer: str = "adamw"
     weight_decay: float = 0.01
@@ -86,7 +93,7 @@ class LoopConfig:
             found.append("--keep must be at least 2: the newest may be damaged")
         if not 0 <= self.ema < 1:
             found.append("--ema must be at least 0 and below 1")
-        return found + self._optimizer_problems()
+        return found + self._optimizer_problems() + self._schedule_problems()
 
     def _optimizer_problems(self) -> list[str]:
         found = []
@@ -105,4 +112,18 @@ class LoopConfig:
                 found.append("--optimizer schedule-free averages the weights itself: pass --ema 0")
             if self.lr_schedule != "constant":
                 found.append("--optimizer schedule-free needs --lr-schedule constant")
+        return found
+
+    def _schedule_problems(self) -> list[str]:
+        found = []
+        if self.lr_cycles < 1:
+            found.append("--lr-cycles must be at least 1")
+        elif self.lr_cycles > 1 and self.lr_schedule != "cosine_with_restarts":
+            found.append("--lr-cycles belongs to --lr-schedule cosine_with_restarts: pass it too")
+        if not 0 < self.lr_power < float("inf"):
+            found.append("--lr-power must be positive")
+        elif self.lr_power != 1 and self.lr_schedule != "polynomial":
+            found.append("--lr-power belongs to --lr-schedule polynomial: pass it too")
+        if self.lr_schedule == "polynomial" and 0 < self.lr <= 1e-7:
+            found.append("--lr-schedule polynomial ends at 1e-7: pass a larger --lr")
         return found
