@@ -44,6 +44,8 @@ class LoopConfig:
         sample_every: Steps between sample pictures; 0 for none.
         resume: Go on from the newest whole checkpoint in OUTPUT/checkpoints where there is one.
         compile: Compile the trained network with torch.compile.
+        gradient_checkpointing: Compute a block again when its gradients are due instead of keeping
+            all that it computed: less memory, about a third more time, the same numbers.
     """
 
     output: str
@@ -69,6 +71,7 @@ class LoopConfig:
     sample_every: int = 0
     resume: bool = True
     compile: bool = False
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         """Report every contradiction at once, naming the option. Raises UserError."""

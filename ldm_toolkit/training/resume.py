@@ -14,7 +14,7 @@ __all__ = ["check_course", "course", "trim_metrics"]
 # None of these changes what a step computes. Data and models are compared by content, not by path.
 _FREE = frozenset(
     {"steps", "threads", "checkpoint_every", "keep", "sample_every", "sample_prompts", "resume"}
-    | {"output", "cache", "compile"}
+    | {"output", "cache", "compile", "gradient_checkpointing"}
     | {"data", "model", "from_config", "vae", "text_encoder"}
 )
 

@@ -38,6 +38,8 @@ class RunState:
         )
         self.parameters = [p for p in method.trainable().parameters() if p.requires_grad]
         optimizer = optimizers.create(config, self.parameters)
+        if config.gradient_checkpointing:
+            method.checkpoint_gradients()
         # `accelerate launch` may have set another number, by which backward() would divide.
         accelerator.gradient_accumulation_steps = config.accumulate
         module = method.module.to(accelerator.device)

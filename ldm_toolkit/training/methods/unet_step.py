@@ -121,6 +121,10 @@ class UNetMethod(ABC):
         """The UNet."""
         return self.unet
 
+    def checkpoint_gradients(self) -> None:
+        """From now on compute the UNet's blocks twice instead of keeping what they computed."""
+        self.unet.enable_gradient_checkpointing()
+
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Latents drawn from the posterior, noise, stratified timesteps and text."""
         samples = [self._sample(position) for position in positions]
