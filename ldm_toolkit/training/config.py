@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from ldm_toolkit.errors import suggestion
-from ldm_toolkit.training.loop_config import LoopConfig
+from ldm_toolkit.training.loop_config import LoopConfig, ValidationOptions
 
 __all__ = ["UNET_METHODS", "LoopConfig", "TextEncoderConfig", "UNetConfig", "VAEConfig"]
 
@@ -79,7 +79,7 @@ class LoraOptions:
 
 
 @dataclass(kw_only=True)
-class UNetConfig(LoopConfig, DataConfig, LoraOptions):
+class UNetConfig(LoopConfig, DataConfig, LoraOptions, ValidationOptions):
     """Train the UNet to predict noise.
 
     Attributes:
@@ -129,7 +129,7 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions):
 
     def problems(self) -> list[str]:
         """What is wrong with the options, one line each."""
-        found = super().problems() + self.data_problems()
+        found = super().problems() + self.data_problems() + self.validation_problems(self.data)
         if self.method not in UNET_METHODS:
             found.append(
                 f"--method must be one of {', '.join(UNET_METHODS)}, not {self.method!r:.80}"
@@ -168,7 +168,7 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions):
 
 
 @dataclass(kw_only=True)
-class VAEConfig(LoopConfig, DataConfig):
+class VAEConfig(LoopConfig, DataConfig, ValidationOptions):
     """Train the autoencoder to reconstruct pictures.
 
     Attributes:
@@ -199,7 +199,7 @@ class VAEConfig(LoopConfig, DataConfig):
 
     def problems(self) -> list[str]:
         """What is wrong with the options, one line each."""
-        found = super().problems() + self.data_problems()
+        found = super().problems() + self.data_problems() + self.validation_problems(self.data)
         if self.from_config is not None and self.train == "decoder":
             found.append("--from-config makes fresh weights: pass --train all")
         if self.crop < 32 or self.crop % 8 or self.crop > self.size:

@@ -15,6 +15,7 @@ from ldm_toolkit.training.rates import learning_rate
 from ldm_toolkit.training.run_state import RunState
 from ldm_toolkit.training.signals import Interrupted, SignalFlag
 from ldm_toolkit.training.step import advance
+from ldm_toolkit.training.validation import Validation
 from ldm_toolkit.training.watching import Watch
 
 __all__ = ["learning_rate", "set_threads", "train"]
@@ -34,12 +35,14 @@ def train(
     accelerator: Accelerator,
     *,
     sample: Callable[[int], None] | None = None,
+    validation: Validation | None = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> None:
     """Train until ``config.steps`` and write the averaged network to ``config.output``.
 
     ``sample(step)`` is called every ``config.sample_every`` steps with the averaged weights in
-    place; ``inputs`` names hashes of the data and models, which a resumed run must share.
+    place; ``validation`` measures its held-out pictures when it is due; ``inputs`` names hashes of
+    the data and models, which a resumed run must share.
     Raises Interrupted after a signal, NumericalError, UserError, CannotWrite.
     """
     run = RunState(method, config, accelerator, inputs if inputs is not None else {})
@@ -49,8 +52,12 @@ def train(
         while run.step < config.steps:
             started = time.monotonic()
             logs = advance(run)
-            watch.report(run.step, logs, time.monotonic() - started)
+            seconds = time.monotonic() - started
             stopping = run.stopping(flag.received is not None)
+            measured = None
+            if validation is not None and not stopping and validation.due(run.step, config.steps):
+                measured = validation.measure(run)
+            watch.report(run.step, logs, seconds, measured)
             if run.step % config.checkpoint_every == 0 or run.step == config.steps or stopping:
                 run.checkpoint()
             if stopping:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ldm_toolkit.errors import UserError, suggestion
 
-__all__ = ["OPTIMIZERS", "LoopConfig"]
+__all__ = ["OPTIMIZERS", "LoopConfig", "ValidationOptions"]
 
 OPTIMIZERS = ("adamw", "adamw-8bit", "prodigy", "schedule-free")
 """What ``--optimizer`` may say; `training.optimizers` makes them."""
@@ -129,4 +129,37 @@ class LoopConfig:
             found.append("--lr-power belongs to --lr-schedule polynomial: pass it too")
         if self.lr_schedule == "polynomial" and 0 < self.lr <= 1e-7:
             found.append("--lr-schedule polynomial ends at 1e-7: pass a larger --lr")
+        return found
+
+
+@dataclass(kw_only=True)
+class ValidationOptions:
+    """How the loss on held-out pictures is watched.
+
+    Attributes:
+        validate_every: Steps between measurements of the loss on held-out pictures, which go to
+            metrics.jsonl; 0 for none. The same pictures, noise and timesteps each time, with the
+            weights as they are and with their average.
+        validation_data: Held-out pictures with captions, in any form that training takes them.
+        validation_count: Pictures of the training's own that are held out instead, always the same.
+    """
+
+    validate_every: int = 0
+    validation_data: str | None = None
+    validation_count: int = 0
+
+    def validation_problems(self, data: str) -> list[str]:
+        """What is wrong with the options of the validation, one line each."""
+        found = []
+        for name in ("validate_every", "validation_count"):
+            if getattr(self, name) < 0:
+                found.append(f"--{name.replace('_', '-')} must not be negative")
+        if self.validation_data is not None and self.validation_count > 0:
+            found.append("--validation-data and --validation-count both hold out: pass one")
+        if self.validation_data is not None and self.validation_data == data:
+            found.append("--validation-data is what is trained on: pass --validation-count instead")
+        if self.validation_data is not None and self.validate_every == 0:
+            found.append("--validation-data is not looked at: pass --validate-every too")
+        if self.validate_every > 0 and self.validation_data is None and self.validation_count == 0:
+            found.append("--validate-every needs --validation-data FOLDER or --validation-count N")
         return found

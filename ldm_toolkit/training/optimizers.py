@@ -15,7 +15,7 @@ from ldm_toolkit.errors import UserError
 from ldm_toolkit.training import checkpoints
 from ldm_toolkit.training.config import LoopConfig
 
-__all__ = ["averaged", "check", "create"]
+__all__ = ["averaged", "averages", "check", "create"]
 
 # Module, class and settings. Prodigy's two: its authors' advice for diffusion models and warm-up.
 _OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -42,7 +42,7 @@ def create(config: LoopConfig, parameters: Sequence[Tensor]) -> torch.optim.Opti
                 f"{module.partition('.')[0]} ({error}): pip install 'ldm-toolkit[optimizers]'"
             ) from error
         optimizer = made(parameters, lr=config.lr, weight_decay=config.weight_decay, **settings)
-    if _averages(optimizer):
+    if averages(optimizer):
         optimizer.train()
     return optimizer
 
@@ -112,7 +112,7 @@ def averaged(optimizer: Any, parameters: Sequence[Tensor]) -> Iterator[None]:
     Defazio et al. 2024, eq. 3-5: gradients are taken at y, the average x is what was learned.
     Optimisers without one change nothing.
     """
-    if not _averages(optimizer):
+    if not averages(optimizer):
         yield
         return
     kept = [parameter.detach().cpu().clone() for parameter in parameters]
@@ -126,5 +126,6 @@ def averaged(optimizer: Any, parameters: Sequence[Tensor]) -> Iterator[None]:
                 parameter.copy_(before)
 
 
-def _averages(optimizer: Any) -> bool:
+def averages(optimizer: Any) -> bool:
+    """Whether an optimiser keeps an average of the weights."""
     return hasattr(optimizer, "train") and hasattr(optimizer, "eval")

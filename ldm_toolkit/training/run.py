@@ -27,16 +27,20 @@ from ldm_toolkit.training.folders import (
     model_folder,
     network_config,
 )
+from ldm_toolkit.training.held_out import hold_out
 from ldm_toolkit.training.loop import train
 from ldm_toolkit.training.methods import method_class
-from ldm_toolkit.training.methods.unet_step import trained_scheduler
+from ldm_toolkit.training.methods.unet_step import UNetMethod, trained_scheduler
 from ldm_toolkit.training.methods.vae import VAEMethod
 from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
+from ldm_toolkit.training.validation import UNetHeldOut, VAEHeldOut, Validation
 
 __all__ = ["encode_captions", "train_text_encoder", "train_unet", "train_vae"]
 
 logger = logging.getLogger(__name__)
 _TOKENS = 77
+_Latents = tuple[Tensor, float, str]
+_Texts = tuple[Tensor, list[list[int]], str]
 
 
 def train_vae(config: VAEConfig) -> None:
@@ -48,12 +52,17 @@ def train_vae(config: VAEConfig) -> None:
         pass_colour_(vae)
     else:
         vae = load_network(AutoencoderKL, base / "vae")
-    source = open_source(config, seed=config.seed)
+    source, held = _sources(config)
     if accelerator.is_main_process and config.from_config is None:
         complete_model(base, Path(config.output), {"vae"})
     method = VAEMethod(vae, config, source)
     sample = _sampler(config, lambda file: draw_reconstructions(vae, source, file))
-    train(method, config, accelerator, sample=sample, inputs={"data": source.fingerprint})
+    validation = None
+    if held is not None and config.validate_every > 0:
+        held_out = VAEHeldOut(method, held, config.reconstruction)
+        validation = Validation(held_out, config.validate_every)
+    inputs = {"data": source.fingerprint}
+    train(method, config, accelerator, sample=sample, validation=validation, inputs=inputs)
     if accelerator.is_main_process:
         if config.train == "all":
             _standardise(Path(config.output) / "vae", method, config.crops)
@@ -104,11 +113,15 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
     kind.check(config, network_config(base / "unet"))
     vae_folder = Path(config.vae or base / "vae")
     text_folder = Path(config.text_encoder or base)
-    source = open_source(config, captions=config.captions, seed=config.seed)
+    source, held = _sources(config, config.captions)
     folder = Path(config.cache or Path(config.output) / "cache")
-    with accelerator.main_process_first():
-        moments, scaling_factor, data = _moments(vae_folder, source, folder, accelerator)
-        embeddings, rows, text = _embeddings(text_folder, source, folder, accelerator)
+
+    def cached(pictures: Source) -> tuple[_Latents, _Texts]:
+        with accelerator.main_process_first():
+            latents = _moments(vae_folder, pictures, folder, accelerator)
+            return latents, _embeddings(text_folder, pictures, folder, accelerator)
+
+    (moments, scaling_factor, data), (embeddings, rows, text) = cached(source)
     method = kind(
         _fresh_or_loaded(config, base),
         config,
@@ -118,8 +131,7 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
         scaling_factor=scaling_factor,
         scheduler_config=scheduler_config,
     )
-    parts = {"vae": vae_folder, "text_encoder": text_folder / "text_encoder"}
-    parts["tokenizer"] = text_folder / "tokenizer"
+    parts = {n: text_folder / n for n in ("text_encoder", "tokenizer")} | {"vae": vae_folder}
     if accelerator.is_main_process and kind.adapter_file is None:
         complete_model(base, Path(config.output), {"unet"}, parts, scheduler_config=trained)
 
@@ -138,10 +150,40 @@ def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
             return folder
 
         sample = _sampler(config, lambda file: draw_prompts(method, complete, prompts, file, draw))
-    train(method, config, accelerator, sample=sample, inputs={"data": data, "text_encoder": text})
+    validation = None
+    if held is not None and config.validate_every > 0:
+        validation = _unet_validation(method, config, *cached(held))
+    inputs = {"data": data, "text_encoder": text}
+    train(method, config, accelerator, sample=sample, validation=validation, inputs=inputs)
     if accelerator.is_main_process:
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
+
+
+def _sources(config: UNetConfig | VAEConfig, captions: int = 1) -> tuple[Source, Source | None]:
+    """What is trained on and what is held out, if anything."""
+
+    def opened(one: UNetConfig | VAEConfig) -> Source:
+        return open_source(one, captions=captions, seed=config.seed)
+
+    return hold_out(config, opened(config), opened)
+
+
+def _unet_validation(
+    method: UNetMethod, config: UNetConfig, latents: _Latents, texts: _Texts
+) -> Validation:
+    """The loss on held-out pictures, which are cached."""
+    moments, scaling_factor, _ = latents
+    embeddings, rows, _ = texts
+    held_out = UNetHeldOut(
+        method,
+        moments=moments,
+        embeddings=embeddings,
+        caption_rows=rows,
+        scaling_factor=scaling_factor,
+        batch_size=config.batch_size,
+    )
+    return Validation(held_out, config.validate_every)
 
 
 def _fresh_or_loaded(config: UNetConfig, base: Path) -> UNet2DConditionModel:
@@ -164,9 +206,7 @@ def _sampler(config: LoopConfig, draw: Callable[[Path], None]) -> Callable[[int]
 
 
 @torch.inference_mode()
-def _moments(
-    vae_folder: Path, source: Source, folder: Path, accelerator: Accelerator
-) -> tuple[Tensor, float, str]:
+def _moments(vae_folder: Path, source: Source, folder: Path, accelerator: Accelerator) -> _Latents:
     """Mean and log variance of all pictures, (N, 8, h, w) float16, scaling factor, and hash."""
     vae = load_network(AutoencoderKL, vae_folder).eval()
 
@@ -183,7 +223,7 @@ def _moments(
 @torch.inference_mode()
 def _embeddings(
     text_folder: Path, source: Source, folder: Path, accelerator: Accelerator
-) -> tuple[Tensor, list[list[int]], str]:
+) -> _Texts:
     """Embeddings of all different captions, row 0 the empty one, rows of each picture, and hash."""
     tokenizer = _tokenizer(text_folder / "tokenizer")
     encoder = load_network(CLIPTextModel, text_folder / "text_encoder").eval()

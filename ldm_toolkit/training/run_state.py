@@ -108,6 +108,11 @@ class RunState:
         flag = torch.tensor([int(received)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
 
+    @property
+    def averages(self) -> bool:
+        """Whether there is an average of the weights."""
+        return self.ema is not None or optimizers.averages(self.optimizer.optimizer)
+
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside the block the network has its averaged weights."""

@@ -2,8 +2,10 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
@@ -30,13 +32,21 @@ class Watch(AbstractContextManager):
             mininterval=0.5 if sys.stderr.isatty() else 10.0,
         )
 
-    def report(self, step: int, logs: dict[str, float], seconds: float) -> None:
+    def report(
+        self,
+        step: int,
+        logs: Mapping[str, float],
+        seconds: float,
+        validation: Mapping[str, Any] | None = None,
+    ) -> None:
         """One line of metrics.jsonl and one step of the bar."""
         if not self._main:
             return
         self._bar.update()
         self._bar.set_postfix({k: f"{v:.3g}" for k, v in logs.items()}, refresh=False)
         line = {"step": step, **logs, "seconds": round(seconds, 3)}
+        if validation is not None:
+            line["validation"] = validation
         with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -209,7 +209,8 @@ def test_checkpoints_hold_what_is_trained_and_belong_to_its_model(accelerator, p
 def test_two_processes_equal_one_with_all_in_a_batch(accumulate, tiny_model, pictures, tmp_path):
     script = Path(__file__).parents[2] / "examples" / "finetune_unet.py"
     common = ["--model", tiny_model, "--data", pictures, "--size", 64, "--steps", 6, "--lr", "1e-3",
-              "--warmup", 1, "--threads", 1]  # fmt: skip
+              "--warmup", 1, "--threads", 1, "--validate-every", 3,
+              "--validation-count", 2]  # fmt: skip
     runs = {
         "one": [sys.executable, script, *common, "--batch_size", 4 * accumulate],
         "two": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2,
@@ -228,5 +229,10 @@ def test_two_processes_equal_one_with_all_in_a_batch(accumulate, tiny_model, pic
         assert torch.allclose(value, two[key], atol=2e-4), key
     norms = [metric(tmp_path / name, "grad_norm") for name in runs]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    measured = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[2])
+                ["validation"] for name in runs]  # fmt: skip
+    for weights in ("raw", "averaged"):
+        losses = [one[weights]["loss"] for one in measured]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 7))

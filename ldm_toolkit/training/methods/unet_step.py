@@ -72,6 +72,14 @@ class _UNetStep(nn.Module):
             prediction, self.kind, latents, noise, alpha_bar, self.gamma, debiased=self.debiased
         )
 
+    def errors(
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor, alpha_bar: Tensor, text: Tensor
+    ) -> Tensor:
+        """Squared error of each sample without any weight, (B,): what validation compares."""
+        noisy = diffusion.add_noise(latents, noise, alpha_bar)
+        prediction = self.unet(noisy, timesteps, encoder_hidden_states=text).sample
+        return objectives.prediction_errors(prediction, self.kind, latents, noise, alpha_bar)
+
 
 class UNetMethod(ABC):
     """Trains the UNet, or something beside it, on cached latent moments and text embeddings.
@@ -120,6 +128,11 @@ class UNetMethod(ABC):
     def trainable(self) -> nn.Module:
         """The UNet."""
         return self.unet
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha_bar of each timestep, as it is trained."""
+        return self._alphas_cumprod
 
     def checkpoint_gradients(self) -> None:
         """From now on compute the UNet's blocks twice instead of keeping what they computed."""
