@@ -6,9 +6,11 @@ Level 1: no torch.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ldm_toolkit.errors import UserError, suggestion
+from ldm_toolkit.errors import suggestion
+from ldm_toolkit.training.loop_config import LoopConfig, ValidationOptions
 from ldm_toolkit.training.method_options import (
     PRIOR_METHODS,
+    WORD_METHODS,
     LoraOptions,
     PriorOptions,
     WordOptions,
@@ -24,74 +26,6 @@ UNET_METHODS = {
     "textual-inversion": "textual_inversion.TextualInversion",
 }
 """What ``--method`` may say: module and class in `training.methods`. A new method is a row here."""
-
-
-@dataclass(kw_only=True)
-class LoopConfig:
-    """Options that every training command has.
-
-    Attributes:
-        output: Folder for the trained model, the checkpoints, metrics.jsonl and sample pictures.
-        steps: Optimiser steps of the whole run.
-        batch_size: Samples a step and process.
-        lr: Learning rate at its peak.
-        lr_schedule: Shape of the learning rate over the run.
-        warmup: Steps of linear warm-up.
-        weight_decay: AdamW's decoupled weight decay.
-        max_grad_norm: Gradients longer than this are shortened to it.
-        ema: Decay of the moving average of the weights; 0 switches it off.
-        seed: Everything random is a function of this and of the position in the run.
-        mixed_precision: bf16 computes in bfloat16 with float32 weights.
-        threads: CPU threads of each process; 0 shares the usable cores among local processes.
-        checkpoint_every: Steps between checkpoints; one is also written at the end and at SIGTERM.
-        keep: Checkpoints that stay, at least 2.
-        sample_every: Steps between sample pictures; 0 for none.
-        resume: Go on from the newest whole checkpoint in OUTPUT/checkpoints where there is one.
-        compile: Compile the trained network with torch.compile.
-    """
-
-    output: str
-    steps: int = 1000
-    batch_size: int = 8
-    lr: float = 1e-4
-    lr_schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    warmup: int = 50
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    ema: float = 0.999
-    seed: int = 0
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    threads: int = 0
-    checkpoint_every: int = 500
-    keep: int = 2
-    sample_every: int = 0
-    resume: bool = True
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        """Report every contradiction at once, naming the option. Raises UserError."""
-        problems = self.problems()
-        if problems:
-            raise UserError("; ".join(problems))
-
-    def problems(self) -> list[str]:
-        """What is wrong with the options, one line each."""
-        found = []
-        for name in ("steps", "batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                found.append(f"--{name.replace('_', '-')} must be at least 1")
-        for name in ("seed", "warmup", "threads", "sample_every", "weight_decay"):
-            if not getattr(self, name) >= 0:  # NaN neither
-                found.append(f"--{name.replace('_', '-')} must not be negative")
-        if not 0 < self.lr < float("inf"):
-            found.append("--lr must be positive")
-        if not self.max_grad_norm > 0:
-            found.append("--max-grad-norm must be positive")
-        if self.keep < 2:
-            found.append("--keep must be at least 2: the newest may be damaged")
-        if not 0 <= self.ema < 1:
-            found.append("--ema must be at least 0 and below 1")
-        return found
 
 
 @dataclass(kw_only=True)
@@ -141,7 +75,7 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
-class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions):
+class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions, ValidationOptions):
     """Train the UNet to predict noise.
 
     Attributes:
@@ -196,7 +130,7 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions)
 
     def problems(self) -> list[str]:
         """What is wrong with the options, one line each."""
-        found = super().problems() + self.data_problems()
+        found = super().problems() + self.data_problems() + self.validation_problems(self.data)
         if self.method not in UNET_METHODS:
             found.append(
                 f"--method must be one of {', '.join(UNET_METHODS)}, not {self.method!r:.80}"
@@ -205,6 +139,8 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions)
         found += self.lora_problems(self.method)
         found += self.prior_problems(self.method, self.batch_size)
         found += self.word_problems(self.method, self.sample_prompts if self.sample_every else ())
+        if self.validate_every > 0 and self.method in WORD_METHODS:
+            found.append(f"--method {self.method} has no loss to validate: pass --validate-every 0")
         if self.buckets and self.method in PRIOR_METHODS:
             found.append(f"--method {self.method} takes squares only: leave --buckets out")
         if self.from_config is not None and self.method != "full":
@@ -241,7 +177,7 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions)
 
 
 @dataclass(kw_only=True)
-class VAEConfig(LoopConfig, DataConfig):
+class VAEConfig(LoopConfig, DataConfig, ValidationOptions):
     """Train the autoencoder to reconstruct pictures.
 
     Attributes:
@@ -272,7 +208,7 @@ class VAEConfig(LoopConfig, DataConfig):
 
     def problems(self) -> list[str]:
         """What is wrong with the options, one line each."""
-        found = super().problems() + self.data_problems()
+        found = super().problems() + self.data_problems() + self.validation_problems(self.data)
         if self.from_config is not None and self.train == "decoder":
             found.append("--from-config makes fresh weights: pass --train all")
         if self.crop < 32 or self.crop % 8 or self.crop > self.size:

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["PRIOR_METHODS", "LoraOptions", "PriorOptions", "WordOptions"]
+__all__ = ["PRIOR_METHODS", "WORD_METHODS", "LoraOptions", "PriorOptions", "WordOptions"]
 
 _LORA = ("lora", "dreambooth-lora")
 PRIOR_METHODS = ("dreambooth", "dreambooth-lora")
 """Methods whose batches are half pictures of a class."""
 
-_WORD = ("textual-inversion",)
+WORD_METHODS = ("textual-inversion",)
+"""Methods that teach a word."""
+
 _MOST_VECTORS = 64
 # Names that embedding files give to other things.
 _RESERVED = ("emb_params", "string_to_param", "__metadata__")
@@ -79,8 +81,8 @@ class WordOptions:
 
         The tokenizer has its say later.
         """
-        found = _strange(self, WordOptions, method, _WORD)
-        if method in _WORD and not self.token:
+        found = _strange(self, WordOptions, method, WORD_METHODS)
+        if method in WORD_METHODS and not self.token:
             found.append(f"--method {method} needs --token, a new word such as <my-cat>")
         if self.token in _RESERVED:
             found.append(

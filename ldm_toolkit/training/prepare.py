@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,26 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ldm_toolkit.errors import InputError, UserError
 from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.training import cache
-from ldm_toolkit.training.config import DataConfig, UNetConfig, VAEConfig
+from ldm_toolkit.training.config import UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Plan, Source, open_source
 from ldm_toolkit.training.data.folder import only_pictures
 from ldm_toolkit.training.data.geometry import Geometry
 from ldm_toolkit.training.folders import load_network, network_config
+from ldm_toolkit.training.held_out import hold_out
 from ldm_toolkit.training.methods.unet_step import UNetMethod
 from ldm_toolkit.training.prior import DrawClass, check_class, complete_class
 from ldm_toolkit.training.rng import BucketIndex
 
 __all__ = [
-    "bucket_index",
+    "UNetInputs",
     "encode_captions",
     "load_tokenizer",
     "moments",
     "open_data",
     "shared_caption",
     "text",
+    "unet_inputs",
     "unet_plan",
-    "with_class",
 ]
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ def unet_plan(config: UNetConfig, tokenizer: Any, encoder_folder: Path, processe
     """What the data is brought to and cached as. Raises ModelError."""
     return Plan(
         Geometry.buckets(config.size) if config.buckets else Geometry.square(config.size),
-        batch=config.batch_size * processes,
+        batch=config.batch_size * config.accumulate * processes,
         token_counts=lambda texts: [len(ids) for ids in tokenizer(list(texts))["input_ids"]],
         text_width=network_config(encoder_folder).get("hidden_size"),
     )
@@ -66,65 +68,118 @@ def open_data(
     accelerator: Accelerator,
     cache_folder: Path,
     *,
-    data: DataConfig | None = None,
     captions: int = 1,
     caption: str | None = None,
 ) -> Source:
-    """The pictures of ``--data``, or of ``data``, the same in every process. Raises InputError.
+    """The pictures of ``--data``, the same in every process. Raises InputError.
 
     ``captions`` is the number of those of a drawn scene, ``caption`` the one of all pictures.
     """
-    wanted = data if data is not None else config
+    memory = cache_folder / "checked.jsonl"
+    quiet = not accelerator.is_main_process
     source = open_source(
-        wanted,
+        config,
         captions=captions,
         seed=config.seed,
         plan=plan,
-        memory=cache_folder / "checked.jsonl",
-        quiet=not accelerator.is_main_process,
+        memory=memory,
+        quiet=quiet,
         caption=caption,
     )
     if len(set(gather_object([source.fingerprint]))) > 1:
         raise InputError(
-            f"{wanted.data} is not the same for every process: a picture cannot be read, or is "
-            "another one, on one of the machines"
+            f"--data {config.data} is not the same for every process: a picture cannot be read, or "
+            "is another one, on one of the machines"
         )
     return source
 
 
-def with_class(
-    config: UNetConfig,
-    plan: Plan,
-    accelerator: Accelerator,
-    cache_folder: Path,
-    open_own: Callable[[], Source],
-    whole_model: Callable[[Path], Path],
-    draw_class: DrawClass | None,
-) -> list[Source]:
-    """The pictures of a subject, and those of its class, which the model draws if there are none.
+@dataclass(frozen=True)
+class UNetInputs:
+    """What a method trains on.
 
-    ``whole_model`` says where a model that draws lies; it may put one into the folder that it is
-    given. Raises InputError, UserError, CannotWrite.
+    ``given`` are arguments of a `UNetMethod`, ``held_out`` those of what is validated on, if there
+    is any; ``hashes`` say what a resumed run must share.
     """
-    folder = Path(config.class_data or Path(config.output) / "class")
-    prompt = config.class_prompt or ""
-    check_class(folder, prompt)
-    own = open_own()
+
+    given: dict[str, Any]
+    held_out: dict[str, Any] | None
+    hashes: dict[str, str]
+
+
+def unet_inputs(
+    config: UNetConfig,
+    kind: type[UNetMethod],
+    parts: Mapping[str, Path],
+    tokenizer: Any,
+    accelerator: Accelerator,
+    untrained: Callable[[Path], Path],
+    draw_class: DrawClass | None,
+) -> UNetInputs:
+    """Look at the pictures, draw those of the class that lack, encode them and their captions.
+
+    ``parts`` are the folders of the model's parts. ``untrained`` says where the model lies that
+    draws; it may put it into the folder that it is given. Raises InputError, UserError, ModelError,
+    CannotWrite.
+    """
+    folder = Path(config.cache or Path(config.output) / "cache")
+    plan = unet_plan(config, tokenizer, parts["text_encoder"], accelerator.num_processes)
+    caption = shared_caption(config, kind)
+    if kind.class_pictures:
+        check_class(_class_folder(config), config.class_prompt or "")
+
+    def opened(one: UNetConfig | VAEConfig) -> Source:
+        captions = config.captions
+        return open_data(one, plan, accelerator, folder, captions=captions, caption=caption)
+
+    def cached(sources: Sequence[Source]) -> tuple[dict[str, Any], dict[str, str]]:
+        with accelerator.main_process_first():
+            latents, scaling_factor, data = moments(parts["vae"], sources, folder, accelerator)
+            captions = [source.captions(i) for source in sources for i in range(len(source))]
+            encoder = parts["text_encoder"]
+            given, told = text(kind, tokenizer, encoder, captions, folder, accelerator)
+        given |= {"moments": latents, "scaling_factor": scaling_factor}
+        return given, {"data": data, "text_encoder": told}
+
+    own, held = hold_out(config, opened(config), opened)
+    sources = [own]
+    if kind.class_pictures:
+        _complete_class(config, accelerator, untrained, draw_class)
+        place = str(_class_folder(config))
+        pictures = replace(config, data=place, validation_data=None, validate_every=0)
+        sources.append(open_data(pictures, plan, accelerator, folder, caption=config.class_prompt))
+    given, hashes = cached(sources)
+    if kind.class_pictures:
+        given["instances"] = len(own)
+    if config.buckets:
+        given["index"] = _bucket_index(own, config.seed, plan.batch)
+    watched = cached([held])[0] if held is not None and config.validate_every > 0 else None
+    return UNetInputs(given, watched, hashes)
+
+
+def _class_folder(config: UNetConfig) -> Path:
+    return Path(config.class_data or Path(config.output) / "class")
+
+
+def _complete_class(
+    config: UNetConfig,
+    accelerator: Accelerator,
+    untrained: Callable[[Path], Path],
+    draw_class: DrawClass | None,
+) -> None:
+    """Draw the pictures of a subject's class where they lack."""
+    folder, prompt = _class_folder(config), config.class_prompt or ""
     with accelerator.main_process_first(), tempfile.TemporaryDirectory() as temporary:
 
         def draw(seeds: Sequence[int]) -> Iterable[Image.Image]:
             if draw_class is None:
                 raise UserError(f"--class-data {folder} lacks {len(seeds)} pictures: give it some")
-            return draw_class(whole_model(Path(temporary, "model")), prompt, seeds, config.size)
+            return draw_class(untrained(Path(temporary, "model")), prompt, seeds, config.size)
 
         complete_class(folder, prompt, config.class_count, config.seed, draw)
-    data = DataConfig(
-        data=str(folder), size=config.size, skip_bad=config.skip_bad, max_bad=config.max_bad
-    )
-    return [own, open_data(config, plan, accelerator, cache_folder, data=data, caption=prompt)]
 
 
-def bucket_index(source: Source, seed: int, batch: int) -> BucketIndex:
+def _bucket_index(source: Source, seed: int, batch: int) -> BucketIndex:
     """The order of pictures of several sizes, batches of one size each."""
     return BucketIndex(seed, [source.size(index) for index in range(len(source))], batch)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig
 
-from ldm_toolkit.errors import LdmToolkitError, UserError
+from ldm_toolkit.errors import LdmToolkitError
 from ldm_toolkit.training import prepare
 from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
+from ldm_toolkit.training.begin import begin
 from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Plan, Source, check_data
 from ldm_toolkit.training.data.geometry import Geometry
@@ -24,35 +24,19 @@ from ldm_toolkit.training.folders import (
     load_network,
     model_folder,
     network_config,
-    write_json,
 )
-from ldm_toolkit.training.loop import set_threads, train
+from ldm_toolkit.training.held_out import hold_out
+from ldm_toolkit.training.loop import train
 from ldm_toolkit.training.methods import method_class
-from ldm_toolkit.training.methods.unet_step import UNetMethod, trained_scheduler
+from ldm_toolkit.training.methods.unet_step import trained_scheduler
 from ldm_toolkit.training.methods.vae import VAEMethod
 from ldm_toolkit.training.prior import DrawClass
 from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
+from ldm_toolkit.training.validation import UNetHeldOut, VAEHeldOut, Validation
 
 __all__ = ["train_text_encoder", "train_unet", "train_vae"]
 
 logger = logging.getLogger(__name__)
-
-
-def _begin(config: LoopConfig) -> Accelerator:
-    set_threads(config.threads)
-    torch.manual_seed(config.seed)
-    output = Path(config.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be made: {error.strerror}") from error
-    try:
-        accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    except ValueError as error:  # fp16 without an accelerator
-        raise UserError(f"--mixed-precision {config.mixed_precision}: {error}") from error
-    if accelerator.is_main_process:
-        write_json(output / "config.json", vars(config))
-    return accelerator
 
 
 def train_vae(config: VAEConfig) -> None:
@@ -61,19 +45,28 @@ def train_vae(config: VAEConfig) -> None:
     if config.check_data:
         _on_one_process(lambda: check_data(config, plan))
         return
-    accelerator = _begin(config)
+    accelerator = begin(config)
     base = model_folder(config.from_config or config.model)
     if config.from_config is not None:
         vae = AutoencoderKL.from_config(network_config(base / "vae"))
         pass_colour_(vae)
     else:
         vae = load_network(AutoencoderKL, base / "vae")
-    source = prepare.open_data(config, plan, accelerator, Path(config.output) / "cache")
+
+    def opened(one: UNetConfig | VAEConfig) -> Source:
+        return prepare.open_data(one, plan, accelerator, Path(config.output) / "cache")
+
+    source, held = hold_out(config, opened(config), opened)
     if accelerator.is_main_process and config.from_config is None:
         complete_model(base, Path(config.output), {"vae"})
     method = VAEMethod(vae, config, source)
     sample = _sampler(config, lambda file: draw_reconstructions(vae, source, file))
-    train(method, config, accelerator, sample=sample, inputs={"data": source.fingerprint})
+    validation = None
+    if held is not None and config.validate_every > 0:
+        held_out = VAEHeldOut(method, held, config.reconstruction)
+        validation = Validation(held_out, config.validate_every)
+    inputs = {"data": source.fingerprint}
+    train(method, config, accelerator, sample=sample, validation=validation, inputs=inputs)
     if accelerator.is_main_process:
         if config.train == "all":
             _standardise(Path(config.output) / "vae", method, config.crops)
@@ -86,7 +79,7 @@ def train_text_encoder(config: TextEncoderConfig) -> None:
     from ldm_toolkit.storybook import scenes
     from ldm_toolkit.training.text import AttributeText, train_tokenizer
 
-    accelerator = _begin(config)
+    accelerator = begin(config)
     settings = CLIPTextConfig.from_dict(network_config(Path(config.from_config) / "text_encoder"))
     drawn = (scenes.sample_scene(config.seed, index) for index in range(config.caption_count))
     tokenizer = train_tokenizer(scenes.caption(scene, config.seed).text for scene in drawn)
@@ -129,16 +122,20 @@ def train_unet(
         caption = prepare.shared_caption(config, kind)
         _on_one_process(lambda: check_data(config, plan, caption=caption))
         return
-    accelerator = _begin(config)
+    accelerator = begin(config)
     scheduler_config = network_config(base / "scheduler", "scheduler_config.json")
     # All of these refuse before hours of caching.
     trained = trained_scheduler(config, scheduler_config) if config.zero_terminal_snr else None
     kind.check(config, network_config(base / "unet"))
     kind.check_words(config, tokenizer)
-    given, inputs = _unet_inputs(config, kind, base, parts, tokenizer, accelerator, draw_class)
-    unet = _fresh_or_loaded(config, base)
-    method = kind(unet, config, scheduler_config=scheduler_config, **given)
     adapter = kind.adapter_file is not None
+
+    def untrained(folder: Path) -> Path:
+        return _completed(config, True, base, parts, folder)
+
+    found = prepare.unet_inputs(config, kind, parts, tokenizer, accelerator, untrained, draw_class)
+    unet = _fresh_or_loaded(config, base)
+    method = kind(unet, config, scheduler_config=scheduler_config, **found.given)
     if accelerator.is_main_process and not adapter:
         complete_model(base, Path(config.output), {"unet"}, parts, scheduler_config=trained)
 
@@ -149,56 +146,14 @@ def train_unet(
     if draw is not None:
         prompts = config.sample_prompts
         sample = _sampler(config, lambda file: draw_prompts(method, complete, prompts, file, draw))
-    train(method, config, accelerator, sample=sample, inputs=inputs)
+    validation = None
+    if found.held_out is not None:
+        held_out = UNetHeldOut(method, batch_size=config.batch_size, **found.held_out)
+        validation = Validation(held_out, config.validate_every)
+    train(method, config, accelerator, sample=sample, validation=validation, inputs=found.hashes)
     if accelerator.is_main_process:
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
-
-
-def _unet_inputs(
-    config: UNetConfig,
-    kind: type[UNetMethod],
-    base: Path,
-    parts: Mapping[str, Path],
-    tokenizer: Any,
-    accelerator: Accelerator,
-    draw_class: DrawClass | None,
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a method gets of the pictures and their captions, by argument, and the hashes of both.
-
-    Raises InputError, UserError, ModelError, CannotWrite.
-    """
-    folder = Path(config.cache or Path(config.output) / "cache")
-    processes = accelerator.num_processes
-    plan = prepare.unet_plan(config, tokenizer, parts["text_encoder"], processes)
-    caption = prepare.shared_caption(config, kind)
-
-    def own() -> Source:
-        captions = config.captions
-        return prepare.open_data(
-            config, plan, accelerator, folder, captions=captions, caption=caption
-        )
-
-    def whole_model(folder: Path) -> Path:
-        return _completed(config, True, base, parts, folder)
-
-    sources = (
-        [own()]
-        if not kind.class_pictures
-        else prepare.with_class(config, plan, accelerator, folder, own, whole_model, draw_class)
-    )
-    with accelerator.main_process_first():
-        latents, scaling_factor, data = prepare.moments(parts["vae"], sources, folder, accelerator)
-        captions = [source.captions(i) for source in sources for i in range(len(source))]
-        given, text = prepare.text(
-            kind, tokenizer, parts["text_encoder"], captions, folder, accelerator
-        )
-    given |= {"moments": latents, "scaling_factor": scaling_factor}
-    if kind.class_pictures:
-        given["instances"] = len(sources[0])
-    if config.buckets:
-        given["index"] = prepare.bucket_index(sources[0], config.seed, plan.batch)
-    return given, {"data": data, "text_encoder": text}
 
 
 def _completed(

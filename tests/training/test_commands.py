@@ -166,6 +166,26 @@ def test_buckets_for_a_new_word(trainer, tiny_model, data, tmp_path):
     assert load_file(tmp_path / "o" / "learned_embeds.safetensors")["<x>"].isfinite().all()
 
 
+def test_buckets_held_out_pictures_and_accumulation(trainer, tiny_model, data, tmp_path):
+    """A step is of one shape, as it is with the large batch; both shapes may be held out."""
+    for index in range(5):
+        Image.new("RGB", (150, 50), (50 * index, 9, 9)).save(data / f"{index}.png")
+    losses = []
+    for name, size in (("large", ["--batch_size", 4]), ("small", ["--accumulate", 2])):
+        child = trainer.run(
+            "finetune_unet", "--model", tiny_model, "--data", data, "--output", tmp_path / name,
+            *SMALL, "--buckets", "--size", 128, "--validation-count", 4, "--validate-every", 2,
+            "--steps", 4, *size,
+        )  # fmt: skip
+        assert child.wait() == 0, child.errors
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
+        assert [one["step"] for one in found if "validation" in one] == [2, 4]
+        assert found[-1]["validation"]["pictures"] == 4
+        losses.append([one["loss"] for one in found])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_pictures_of_a_subject_are_checked_without_captions(trainer, tiny_model, data, tmp_path):
     for path in data.glob("*.txt"):
         path.unlink()

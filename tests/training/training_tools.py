@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ldm_toolkit.training.config import UNetConfig, VAEConfig
+from ldm_toolkit.training.config import LoopConfig, UNetConfig, VAEConfig
 from ldm_toolkit.training.data import ImageFolder
 from ldm_toolkit.training.folders import load_network
 from ldm_toolkit.training.methods.dreambooth import DreamBooth
@@ -159,6 +160,38 @@ def vae_method(output: Path, data: Path, **options: Any) -> tuple[VAEMethod, VAE
     settings = {"data": str(data), "output": str(output), "size": 64, "crop": 32, "batch_size": 4}
     config = VAEConfig(**(settings | options))
     return VAEMethod(tiny_vae(), config, ImageFolder(data, config.size)), config
+
+
+class Line:
+    """The smallest method: fits w x = 2 x + noise of the position; can break at some steps."""
+
+    def __init__(self, bad=(), scale=1.0):
+        self.module = nn.Linear(2, 1)
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                parameter.fill_(0.5)
+        self.bad, self.scale, self.seen = set(bad), scale, []
+
+    def trainable(self):
+        return self.module
+
+    def batch(self, positions):
+        self.seen.append(list(positions))
+        return {"input": torch.tensor([[float(p % 7), 1.0] for p in positions])}
+
+    def loss(self, outputs, step):
+        loss = self.scale * (outputs - 3.0).square().mean()
+        return (loss * float("nan") if step in self.bad else loss), {}
+
+    def save(self, folder):
+        torch.save(self.module.state_dict(), folder / "line.pt")
+
+
+def line_config(output: Path, **options: Any) -> LoopConfig:
+    """Options of a short run of it."""
+    output.mkdir(exist_ok=True)
+    settings = {"steps": 12, "batch_size": 2, "warmup": 2, "lr": 0.05, "checkpoint_every": 4}
+    return LoopConfig(output=str(output), **(settings | options))
 
 
 def metric(output: Path, name: str) -> list[float]:

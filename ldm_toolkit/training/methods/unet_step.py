@@ -84,6 +84,14 @@ class _UNetStep(nn.Module):
             return errors.mean()
         return objectives.prior_preservation(errors, prior, self.prior_weight)
 
+    def errors(
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor, alpha_bar: Tensor, text: Tensor
+    ) -> Tensor:
+        """Squared error of each sample without any weight, (B,): what validation compares."""
+        noisy = diffusion.add_noise(latents, noise, alpha_bar)
+        prediction = self.unet(noisy, timesteps, encoder_hidden_states=text).sample
+        return objectives.prediction_errors(prediction, self.kind, latents, noise, alpha_bar)
+
 
 class UNetMethod(ABC):
     """Trains the UNet, or something beside it, on cached latent moments and text embeddings.
@@ -157,6 +165,15 @@ class UNetMethod(ABC):
     def trainable(self) -> nn.Module:
         """The UNet."""
         return self.unet
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha_bar of each timestep, as it is trained."""
+        return self._alphas_cumprod
+
+    def checkpoint_gradients(self) -> None:
+        """From now on compute the UNet's blocks twice instead of keeping what they computed."""
+        self.unet.enable_gradient_checkpointing()
 
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Latents drawn from the posterior, noise, stratified timesteps and text."""
