@@ -1,9 +1,12 @@
 """What every training command does first, before anything that takes long."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration
 
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.training import optimizers
@@ -27,10 +30,27 @@ def begin(config: LoopConfig) -> Accelerator:
     except OSError as error:
         raise UserError(f"--output {output} cannot be made: {error.strerror}") from error
     try:
-        accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        accelerator = Accelerator(mixed_precision=config.mixed_precision, **_tracking(config))
     except ValueError as error:  # fp16 without an accelerator
         raise UserError(f"--mixed-precision {config.mixed_precision}: {error}") from error
     optimizers.check(config, accelerator.device)
     if accelerator.is_main_process:
         write_json(output / "config.json", vars(config))
     return accelerator
+
+
+def _tracking(config: LoopConfig) -> dict[str, Any]:
+    """What Accelerate is told of ``--trackers``. Raises UserError for a missing package."""
+    names = config.tracker_names()
+    available = {str(tracker) for tracker in get_available_trackers()}
+    missing = [name for name in names if name not in available]  # Accelerate would leave them out
+    if missing:
+        raise UserError(
+            f"--trackers {', '.join(missing)}: not installed; pip install 'ldm-toolkit[trackers]'"
+        )
+    if not names:
+        return {}
+    folders = ProjectConfiguration(
+        project_dir=config.output, logging_dir=str(Path(config.output) / "logs")
+    )
+    return {"log_with": names, "project_config": folders}

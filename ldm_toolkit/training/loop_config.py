@@ -8,10 +8,13 @@ from typing import Literal
 
 from ldm_toolkit.errors import UserError, suggestion
 
-__all__ = ["OPTIMIZERS", "LoopConfig", "ValidationOptions"]
+__all__ = ["OPTIMIZERS", "TRACKERS", "LoopConfig", "ValidationOptions"]
 
 OPTIMIZERS = ("adamw", "adamw-8bit", "prodigy", "schedule-free")
 """What ``--optimizer`` may say; `training.optimizers` makes them."""
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+"""What ``--trackers`` may name, which are the names of their packages."""
 
 
 @dataclass(kw_only=True)
@@ -42,6 +45,8 @@ class LoopConfig:
         checkpoint_every: Steps between checkpoints; one is also written at the end and at SIGTERM.
         keep: Checkpoints that stay, at least 2.
         sample_every: Steps between sample pictures; 0 for none.
+        trackers: Where the metrics go besides metrics.jsonl, separated by commas: tensorboard (into
+            OUTPUT/logs), wandb, trackio. They come with pip install 'ldm-toolkit[trackers]'.
         resume: Go on from the newest whole checkpoint in OUTPUT/checkpoints where there is one.
         compile: Compile the trained network with torch.compile.
         gradient_checkpointing: Compute a block again when its gradients are due instead of keeping
@@ -69,6 +74,7 @@ class LoopConfig:
     checkpoint_every: int = 500
     keep: int = 2
     sample_every: int = 0
+    trackers: str = ""
     resume: bool = True
     compile: bool = False
     gradient_checkpointing: bool = False
@@ -96,7 +102,17 @@ class LoopConfig:
             found.append("--keep must be at least 2: the newest may be damaged")
         if not 0 <= self.ema < 1:
             found.append("--ema must be at least 0 and below 1")
+        for name in self.tracker_names():
+            if name not in TRACKERS:
+                found.append(
+                    f"--trackers knows {', '.join(TRACKERS)}, not {name!r:.80}"
+                    + suggestion(name, TRACKERS)
+                )
         return found + self._optimizer_problems() + self._schedule_problems()
+
+    def tracker_names(self) -> list[str]:
+        """The names in ``trackers``."""
+        return [name.strip() for name in self.trackers.split(",")] if self.trackers else []
 
     def _optimizer_problems(self) -> list[str]:
         found = []

@@ -15,7 +15,7 @@ __all__ = ["check_course", "course", "trim_metrics"]
 _FREE = frozenset(
     {"steps", "threads", "checkpoint_every", "keep", "sample_every", "sample_prompts", "resume"}
     | {"output", "cache", "compile", "gradient_checkpointing"}
-    | {"validate_every", "validation_data"}
+    | {"validate_every", "validation_data", "trackers"}
     | {"data", "model", "from_config", "vae", "text_encoder", "class_data", "class_count"}
     | {"image_column", "caption_column", "data_split", "data_subset", "data_revision"}
     | {"check_data", "skip_bad", "max_bad"}

@@ -156,6 +156,8 @@ def test_switches_need_no_value():
             "is what is trained on: pass",
         ),
         (["--validation-data", "v", "--validation-count", "3"], "both hold out: pass one"),
+        (["--trackers", "wandb,tensorbord"], "not 'tensorbord'; did you mean 'tensorboard'?"),
+        (["--trackers", "wandb,"], "--trackers knows tensorboard, wandb, trackio, not ''"),
         (["--lr-schedule", "sine"], "lr_schedule"),
         (["--lr-cycles", "2"], "--lr-cycles belongs to --lr-schedule cosine_with_restarts"),
         (["--lr-power", "2"], "--lr-power belongs to --lr-schedule polynomial"),
