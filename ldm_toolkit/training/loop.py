@@ -14,6 +14,7 @@ from ldm_toolkit.training.methods.protocol import Method
 from ldm_toolkit.training.rates import learning_rate
 from ldm_toolkit.training.run_state import RunState
 from ldm_toolkit.training.signals import Interrupted, SignalFlag
+from ldm_toolkit.training.space import check_space
 from ldm_toolkit.training.step import advance
 from ldm_toolkit.training.validation import Validation
 from ldm_toolkit.training.watching import Watch
@@ -48,6 +49,8 @@ def train(
     run = RunState(method, config, accelerator, inputs if inputs is not None else {})
     if config.resume:
         run.restore()
+    if accelerator.is_main_process:
+        check_space(run)
     with SignalFlag() as flag, Watch(config, accelerator, run.step) as watch:
         while run.step < config.steps:
             started = time.monotonic()
