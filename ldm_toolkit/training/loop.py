@@ -64,13 +64,19 @@ def train(
             if run.step % config.checkpoint_every == 0 or run.step == config.steps or stopping:
                 run.checkpoint()
             if stopping:
-                raise Interrupted(flag.exit_code, run.folder)
+                raise _interrupted(run, flag.exit_code)
             if sample and config.sample_every and run.step % config.sample_every == 0:
                 _sample(run, sample)
     if accelerator.is_main_process:
         with run.averaged():
             method.save(Path(config.output))
     accelerator.wait_for_everyone()
+
+
+def _interrupted(run: RunState, code: int) -> Interrupted:
+    words = () if run.config.resume else ("--resume", "true")
+    command = " ".join(["the same command", *(["with"] if words else []), *words])
+    return Interrupted(code, f"stopped by a signal; {command} goes on from {run.folder}", words)
 
 
 def _sample(run: RunState, sample: Callable[[int], None]) -> None:
