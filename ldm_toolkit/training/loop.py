@@ -14,6 +14,7 @@ from ldm_toolkit.training.methods.protocol import Method
 from ldm_toolkit.training.rates import learning_rate
 from ldm_toolkit.training.run_state import RunState
 from ldm_toolkit.training.signals import Interrupted, SignalFlag
+from ldm_toolkit.training.space import check_space
 from ldm_toolkit.training.step import advance
 from ldm_toolkit.training.validation import Validation
 from ldm_toolkit.training.watching import Watch
@@ -48,6 +49,8 @@ def train(
     run = RunState(method, config, accelerator, inputs if inputs is not None else {})
     if config.resume:
         run.restore()
+    if accelerator.is_main_process:
+        check_space(run)
     with SignalFlag() as flag, Watch(config, accelerator, run.step) as watch:
         while run.step < config.steps:
             started = time.monotonic()
@@ -61,13 +64,19 @@ def train(
             if run.step % config.checkpoint_every == 0 or run.step == config.steps or stopping:
                 run.checkpoint()
             if stopping:
-                raise Interrupted(flag.exit_code, run.folder)
+                raise _interrupted(run, flag.exit_code)
             if sample and config.sample_every and run.step % config.sample_every == 0:
                 _sample(run, sample)
     if accelerator.is_main_process:
         with run.averaged():
             method.save(Path(config.output))
     accelerator.wait_for_everyone()
+
+
+def _interrupted(run: RunState, code: int) -> Interrupted:
+    words = () if run.config.resume else ("--resume", "true")
+    command = " ".join(["the same command", *(["with"] if words else []), *words])
+    return Interrupted(code, f"stopped by a signal; {command} goes on from {run.folder}", words)
 
 
 def _sample(run: RunState, sample: Callable[[int], None]) -> None:

@@ -42,7 +42,7 @@ class LoopConfig:
         seed: Everything random is a function of this and of the position in the run.
         mixed_precision: bf16 computes in bfloat16 with float32 weights.
         threads: CPU threads of each process; 0 shares the usable cores among local processes.
-        checkpoint_every: Steps between checkpoints; one is also written at the end and at SIGTERM.
+        checkpoint_every: Steps between checkpoints; one is also written at the end and at a signal.
         keep: Checkpoints that stay, at least 2.
         sample_every: Steps between sample pictures; 0 for none.
         trackers: Where the metrics go besides metrics.jsonl, separated by commas: tensorboard (into

@@ -15,7 +15,10 @@ from ldm_toolkit.errors import UserError
 from ldm_toolkit.training import checkpoints
 from ldm_toolkit.training.config import LoopConfig
 
-__all__ = ["averaged", "averages", "check", "create"]
+__all__ = ["STATE_BYTES", "averaged", "averages", "check", "create"]
+
+STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.3, "prodigy": 16.0, "schedule-free": 8.0}
+"""Bytes of an optimiser's state for each number that it trains, in float32."""
 
 # Module, class and settings. Prodigy's two: its authors' advice for diffusion models and warm-up.
 _OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {

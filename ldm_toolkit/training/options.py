@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import logging
 import re
+import shlex
 import sys
 from argparse import Action
 from collections.abc import Callable, Container, Sequence
@@ -95,7 +96,8 @@ def command(kind: type[Config], run: Callable[[Config], None]) -> None:
         except OSError as error:  # a full disk, a folder without permission
             raise CannotWrite(str(error)) from error
     except Interrupted as error:
-        sys.stderr.write(f"\n{name}: {error}\n")
+        again = shlex.join([*sys.argv, *error.words])
+        sys.stderr.write(f"\n{name}: {error}:\n  {again}\n")
         raise SystemExit(error.code) from None
     except LdmToolkitError as error:
         sys.stderr.write(f"{name}: error: {error}\n")
