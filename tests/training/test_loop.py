@@ -206,11 +206,17 @@ def test_checkpoints_hold_what_is_trained_and_belong_to_its_model(accelerator, p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_equal_one_with_all_in_a_batch(accumulate, tiny_model, pictures, tmp_path):
-    script = Path(__file__).parents[2] / "examples" / "finetune_unet.py"
+@pytest.mark.parametrize(
+    ("name", "part", "extra"),
+    [("finetune_unet", "unet", []), ("finetune_vae", "vae", ["--crop", 32, "--crops", 1])],
+)
+def test_two_processes_equal_one_with_all_in_a_batch(
+    name, part, extra, accumulate, tiny_model, pictures, tmp_path
+):
+    script = Path(__file__).parents[2] / "examples" / f"{name}.py"
     common = ["--model", tiny_model, "--data", pictures, "--size", 64, "--steps", 6, "--lr", "1e-3",
-              "--warmup", 1, "--threads", 1, "--validate-every", 3,
-              "--validation-count", 2]  # fmt: skip
+              "--warmup", 1, "--threads", 1, "--validate-every", 3, "--validation-count", 2,
+              *extra]  # fmt: skip
     runs = {
         "one": [sys.executable, script, *common, "--batch_size", 4 * accumulate],
         "two": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2,
@@ -218,21 +224,20 @@ def test_two_processes_equal_one_with_all_in_a_batch(accumulate, tiny_model, pic
                 "--accumulate", accumulate],
     }  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(script.parents[1]), "ACCELERATE_USE_CPU": "true"}
-    for name, words in runs.items():
-        words = [*map(str, words), "--output", str(tmp_path / name)]
+    for run, words in runs.items():
+        words = [*map(str, words), "--output", str(tmp_path / run)]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.splitlines() == [str(tmp_path / name)]
-    file = Path("unet", "diffusion_pytorch_model.safetensors")
-    one, two = (load_file(tmp_path / name / file) for name in runs)
+        assert done.stdout.splitlines() == [str(tmp_path / run)]
+    file = Path(part, "diffusion_pytorch_model.safetensors")
+    one, two = (load_file(tmp_path / run / file) for run in runs)
     for key, value in one.items():
         assert torch.allclose(value, two[key], atol=2e-4), key
-    norms = [metric(tmp_path / name, "grad_norm") for name in runs]
+    norms = [metric(tmp_path / run, "grad_norm") for run in runs]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
-    measured = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[2])
-                ["validation"] for name in runs]  # fmt: skip
+    lines = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in runs]
+    measured = [json.loads(own[2])["validation"] for own in lines]
     for weights in ("raw", "averaged"):
-        losses = [one[weights]["loss"] for one in measured]
+        losses = [own[weights]["loss"] for own in measured]
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 7))
+    assert [json.loads(line)["step"] for line in lines[1]] == list(range(1, 7))
