@@ -213,7 +213,7 @@ def test_the_real_one_resumes_bit_for_bit(name, accelerator, tmp_path):
 def test_groups_restore_what_the_optimiser_made_and_leave_what_was_asked():
     def fresh(lr):
         parameter = torch.nn.Parameter(torch.ones(4))
-        parameter.grad = torch.ones(4)
+        parameter.grad = torch.full((4,), 2.0)  # of 1, its d would stay what was asked
         return NumbersInGroups([parameter], lr=lr)
 
     first = fresh(0.5)
