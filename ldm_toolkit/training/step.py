@@ -25,7 +25,7 @@ def advance(run: RunState) -> dict[str, float]:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     batches = _batches(run)
-    loss, logs = _add_gradients(run, batches)
+    loss, logs = _of_all_processes(run, *_add_gradients(run, batches))
     norm = accelerator.clip_grad_norm_(run.parameters, config.max_grad_norm)
     finite = math.isfinite(float(norm))
     if not finite:
@@ -70,6 +70,17 @@ def _add_gradients(run: RunState, batches: Sequence[range]) -> tuple[float, dict
         for name, value in logs.items():
             means[name] = means.get(name, 0.0) + value / len(batches)
     return float(torch.stack(losses).mean()), means
+
+
+def _of_all_processes(
+    run: RunState, loss: float, logs: dict[str, float]
+) -> tuple[float, dict[str, float]]:
+    """The means over processes, whose batches are of one size: what one with all of them logs."""
+    if run.accelerator.num_processes == 1:
+        return loss, logs
+    own = torch.tensor([loss, *logs.values()], device=run.accelerator.device)
+    loss, *values = run.accelerator.reduce(own, "mean").tolist()
+    return loss, dict(zip(logs, values, strict=True))
 
 
 def _note_bad(run: RunState, loss: float, norm: Tensor, batches: Sequence[range]) -> None:

@@ -231,8 +231,11 @@ def test_two_processes_equal_one_with_all_in_a_batch(
         assert done.stdout.splitlines() == [str(tmp_path / run)]
     file = Path(part, "diffusion_pytorch_model.safetensors")
     one, two = (load_file(tmp_path / run / file) for run in runs)
-    for key, value in one.items():
-        assert torch.allclose(value, two[key], atol=2e-4), key
+    # Adam moves a weight whose gradient is rounding alone as far as any other: a few may differ.
+    far = sum(int(((value - two[key]).abs() > 2e-4).sum()) for key, value in one.items())
+    assert far <= 1e-5 * sum(value.numel() for value in one.values())
+    losses = [metric(tmp_path / run, "loss") for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     norms = [metric(tmp_path / run, "grad_norm") for run in runs]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
     lines = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in runs]
