@@ -1,7 +1,8 @@
 """Pictures in and out: the one safe reader, the one writer, and the recipe inside the file.
 
 Level 1: Pillow only, no torch. Everything in the package that opens a picture from outside goes
-through `open_image`; every picture that the package makes is written by `save_image`.
+through `open_image`, or `decode_image` where it lies in a file of many; every picture that the
+package makes is written by `save_image`.
 """
 
 import dataclasses
@@ -29,9 +30,11 @@ __all__ = [
     "MAX_PIXELS",
     "RECIPE_KEY",
     "contact_sheet",
+    "decode_image",
     "image_bytes",
     "is_lossy",
     "open_image",
+    "picture_bytes",
     "pixels_sha256",
     "read_recipe",
     "save_animation",
@@ -191,7 +194,7 @@ def read_recipe(path: str | Path) -> Recipe:
 
     Raises InputError for a picture without one, UserError for a recipe that is not ours.
     """
-    with _opened(path) as image:
+    with _opened(picture_bytes(path), path) as image:
         text = _recipe_text(image)
     if text is None:
         raise InputError(
@@ -219,7 +222,7 @@ def _recipe_text(image: Image.Image) -> str | None:
 
 def is_lossy(path: str | Path) -> bool:
     """Whether the file is a JPEG, whose pixels are not those that were encoded."""
-    with _opened(path) as image:
+    with _opened(picture_bytes(path), path) as image:
         return image.format in ("JPEG", "MPO")
 
 
@@ -234,7 +237,17 @@ def open_image(path: str | Path) -> Image.Image:
     Returns RGB, upright by its EXIF orientation, alpha laid over white, without metadata. The
     size is checked in the header, before a pixel is decoded. Raises InputError.
     """
-    with _opened(path) as image:
+    return decode_image(picture_bytes(path), path)
+
+
+def decode_image(data: bytes, name: str | Path) -> Image.Image:
+    """A picture whose file is in memory, under the rules of `open_image`.
+
+    ``name`` is what errors call it. Raises InputError.
+    """
+    if len(data) > MAX_BYTES:
+        raise InputError(_too_many_bytes(name))
+    with _opened(data, name) as image:
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
 
@@ -277,10 +290,8 @@ def contact_sheet(
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(data: bytes, path: str | Path) -> Iterator[Image.Image]:
     """The header of a picture file, checked; decoding errors in the block become InputError."""
-    path = Path(path)
-    data = _file_bytes(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF is common and harmless
@@ -302,21 +313,25 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise InputError(f"{path} is damaged: {error}") from error
 
 
-def _file_bytes(path: Path) -> bytes:
-    """The bytes of a regular file of acceptable size; a pipe or device would block or never end."""
+def picture_bytes(path: str | Path) -> bytes:
+    """The bytes of a regular file of acceptable size; a pipe or device would block or never end.
+
+    Raises InputError.
+    """
+    path = Path(path)
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path} is not a file; name a PNG, JPEG or WebP file")
         if status.st_size > MAX_BYTES:
-            raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MB; use a smaller file")
+            raise InputError(_too_many_bytes(path))
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read {path}: {reason}") from error
 
 
-def _check_header(image: Image.Image, path: Path) -> None:
+def _check_header(image: Image.Image, path: str | Path) -> None:
     """Refuse what would cost too much to decode or has more than one meaning."""
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -326,7 +341,11 @@ def _check_header(image: Image.Image, path: Path) -> None:
         raise InputError(f"{path} is animated; save one frame of it as PNG")
 
 
-def _too_many_pixels(path: Path) -> str:
+def _too_many_bytes(path: str | Path) -> str:
+    return f"{path} is larger than {MAX_BYTES >> 20} MB; use a smaller file"
+
+
+def _too_many_pixels(path: str | Path) -> str:
     return f"{path} has more than {MAX_PIXELS // 1_000_000} million pixels; shrink it first"
 
 

@@ -17,6 +17,7 @@ from ldm_toolkit.errors import CannotWrite, InputError, UserError
 from ldm_toolkit.images import (
     MAX_PIXELS,
     contact_sheet,
+    decode_image,
     image_bytes,
     open_image,
     pixels_sha256,
@@ -383,6 +384,17 @@ def test_no_file_or_no_regular_file(tmp_path: Path) -> None:
     for path in (tmp_path / "none.png", tmp_path, tmp_path / "pipe", Path("/dev/zero"), "a\0b"):
         with pytest.raises(InputError):
             open_image(path)
+
+
+def test_a_picture_inside_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(picture(), "PNG")
+    assert decode_image(data, "x.tar:a.png").tobytes() == picture().tobytes()
+    for damaged, told in ((data[:60], "is damaged"), (b"GIF89a", "is not a picture")):
+        with pytest.raises(InputError, match=f"^x.tar:a.png {told}"):
+            decode_image(damaged, "x.tar:a.png")
+    monkeypatch.setattr("ldm_toolkit.images.MAX_BYTES", 50)
+    with pytest.raises(InputError, match=r"^x\.tar:a\.png is larger than"):
+        decode_image(data, "x.tar:a.png")
 
 
 def test_contact_sheet() -> None:

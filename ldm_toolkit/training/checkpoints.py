@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     "frozen_hash",
     "latest",
     "named_state",
+    "optimizer_scalars",
     "optimizer_tensors",
     "prune",
     "restore_optimizer",
@@ -113,22 +115,65 @@ def prune(folder: Path, keep: int, newest: int) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of an optimiser as named tensors: ``{parameter index}.{state name}``."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, values in state.items()
-        for name, value in values.items()
+    """The tensors of an optimiser's state: ``{parameter index}.{state name}``."""
+    tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, value in _optimizer_state(optimizer):
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage().data_ptr()
+            # Some share one table among all parameters; safetensors takes each tensor by itself.
+            tensors[name] = value.clone() if storage in storages else value
+            storages.add(storage)
+    return tensors
+
+
+def optimizer_scalars(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimiser keeps besides tensors, as JSON values; nothing for torch's AdamW.
+
+    ``{parameter index}.{state name}`` of its state, ``groups.{index}.{name}`` of its groups; there
+    only what it made itself. The learning rate is set before every step.
+    """
+    scalars = {
+        n: value for n, value in _optimizer_state(optimizer) if not isinstance(value, Tensor)
     }
+    for index, group in enumerate(optimizer.param_groups):
+        for name, value in group.items():
+            given = name in optimizer.defaults and optimizer.defaults[name] == value
+            if name not in ("params", "lr") and not given:
+                scalars[f"groups.{index}.{name}"] = value
+    return scalars
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put the tensors of ``optimizer_tensors`` back."""
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
+    """Names and values of the state, also of those that are a dictionary deeper."""
+    places = [(str(index), values) for index, values in optimizer.state_dict()["state"].items()]
+    while places:
+        place, values = places.pop(0)
+        for name, value in values.items():
+            if isinstance(value, dict):
+                places.append((f"{place}.{name}", value))
+            else:
+                yield f"{place}.{name}", value
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    scalars: Mapping[str, Any] | None = None,
+) -> None:
+    """Put what ``optimizer_tensors`` and ``optimizer_scalars`` gave back."""
     whole = optimizer.state_dict()
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **(scalars or {})}.items():
+        first, *path, name = key.split(".")
+        if first == "groups":
+            group = whole["param_groups"][int(path[0])]
+            group[name] = tuple(value) if isinstance(value, list) else value
+            continue
+        place = state.setdefault(int(first), {})
+        for deeper in path:
+            place = place.setdefault(deeper, {})
+        place[name] = value
     whole["state"] = state
     optimizer.load_state_dict(whole)
 

@@ -3,86 +3,29 @@
 Level 1: no torch.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
-from ldm_toolkit.errors import UserError, suggestion
+from ldm_toolkit.errors import suggestion
+from ldm_toolkit.training.loop_config import LoopConfig, ValidationOptions
+from ldm_toolkit.training.method_options import (
+    PRIOR_METHODS,
+    WORD_METHODS,
+    LoraOptions,
+    PriorOptions,
+    WordOptions,
+)
 
 __all__ = ["UNET_METHODS", "LoopConfig", "TextEncoderConfig", "UNetConfig", "VAEConfig"]
 
 UNET_METHODS = {
     "full": "full.FullUNet",
     "lora": "lora.LoraUNet",
+    "dreambooth": "dreambooth.DreamBooth",
+    "dreambooth-lora": "dreambooth.DreamBoothLora",
+    "textual-inversion": "textual_inversion.TextualInversion",
 }
 """What ``--method`` may say: module and class in `training.methods`. A new method is a row here."""
-
-
-@dataclass(kw_only=True)
-class LoopConfig:
-    """Options that every training command has.
-
-    Attributes:
-        output: Folder for the trained model, the checkpoints, metrics.jsonl and sample pictures.
-        steps: Optimiser steps of the whole run.
-        batch_size: Samples a step and process.
-        lr: Learning rate at its peak.
-        lr_schedule: Shape of the learning rate over the run.
-        warmup: Steps of linear warm-up.
-        weight_decay: AdamW's decoupled weight decay.
-        max_grad_norm: Gradients longer than this are shortened to it.
-        ema: Decay of the moving average of the weights; 0 switches it off.
-        seed: Everything random is a function of this and of the position in the run.
-        mixed_precision: bf16 computes in bfloat16 with float32 weights.
-        threads: CPU threads of each process; 0 shares the usable cores among local processes.
-        checkpoint_every: Steps between checkpoints; one is also written at the end and at SIGTERM.
-        keep: Checkpoints that stay, at least 2.
-        sample_every: Steps between sample pictures; 0 for none.
-        resume: Go on from the newest whole checkpoint in OUTPUT/checkpoints where there is one.
-        compile: Compile the trained network with torch.compile.
-    """
-
-    output: str
-    steps: int = 1000
-    batch_size: int = 8
-    lr: float = 1e-4
-    lr_schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    warmup: int = 50
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    ema: float = 0.999
-    seed: int = 0
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    threads: int = 0
-    checkpoint_every: int = 500
-    keep: int = 2
-    sample_every: int = 0
-    resume: bool = True
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        """Report every contradiction at once, naming the option. Raises UserError."""
-        problems = self.problems()
-        if problems:
-            raise UserError("; ".join(problems))
-
-    def problems(self) -> list[str]:
-        """What is wrong with the options, one line each."""
-        found = []
-        for name in ("steps", "batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                found.append(f"--{name.replace('_', '-')} must be at least 1")
-        for name in ("seed", "warmup", "threads", "sample_every", "weight_decay"):
-            if not getattr(self, name) >= 0:  # NaN neither
-                found.append(f"--{name.replace('_', '-')} must not be negative")
-        if not 0 < self.lr < float("inf"):
-            found.append("--lr must be positive")
-        if not self.max_grad_norm > 0:
-            found.append("--max-grad-norm must be positive")
-        if self.keep < 2:
-            found.append("--keep must be at least 2: the newest may be damaged")
-        if not 0 <= self.ema < 1:
-            found.append("--ema must be at least 0 and below 1")
-        return found
 
 
 @dataclass(kw_only=True)
@@ -90,13 +33,32 @@ class DataConfig:
     """Where pictures and captions come from.
 
     Attributes:
-        data: Image folder with metadata.jsonl, metadata.csv or .txt captions, or "storybook" for
-            scenes drawn on the fly.
+        data: Image folder with metadata.jsonl, .csv, .parquet or .txt captions; webdataset shards
+            (a folder of .tar, one, or "x-{000..099}.tar"); .parquet or .arrow tables; owner/name
+            of a data set on the hub; or "storybook" for scenes drawn on the fly.
+        image_column: Column of the pictures, of their names in metadata files; found by itself
+            where it has a usual name.
+        caption_column: Column of the captions, or key in the .json of shards; found by itself where
+            it has a usual name.
+        data_split: Split of a data set that has several.
+        data_subset: Subset of a data set on the hub.
+        data_revision: Branch, tag or commit of a data set on the hub.
+        check_data: Report what is in the data and end; exit code 2 where a picture is bad.
+        skip_bad: Train without the pictures that are bad, where they are few.
+        max_bad: Share of bad pictures from which skip_bad gives up.
         count: Scenes of "storybook".
         size: Height and width in pixels that pictures are brought to.
     """
 
     data: str
+    image_column: str | None = None
+    caption_column: str | None = None
+    data_split: str = "train"
+    data_subset: str | None = None
+    data_revision: str | None = None
+    check_data: bool = False
+    skip_bad: bool = False
+    max_bad: float = 0.1
     count: int = 4000
     size: int = 512
 
@@ -107,46 +69,13 @@ class DataConfig:
             found.append("--size must be a multiple of 8 and at least 64")
         if self.count < 1:
             found.append("--count must be at least 1")
+        if not 0 <= self.max_bad <= 1:
+            found.append("--max-bad must lie between 0 and 1")
         return found
 
 
 @dataclass(kw_only=True)
-class LoraOptions:
-    """The shape of a LoRA.
-
-    Attributes:
-        rank: Rank of a LoRA, the width of the matrices beside each layer.
-        alpha: A LoRA is added alpha / rank times; by default rank, which is once.
-        dora: Train the length of each output's weights too, as DoRA does.
-        rslora: Add the LoRA alpha / sqrt(rank) times, as rank-stabilised LoRA does.
-        lora_targets: Layers that get a LoRA, separated by commas: attention, all (projections,
-            feed-forward layers and convolutions too), or ends of their names such as to_q,ff.net.2.
-    """
-
-    rank: int = 16
-    alpha: float | None = None
-    dora: bool = False
-    rslora: bool = False
-    lora_targets: str = "attention"
-
-    def lora_problems(self, method: str) -> list[str]:
-        """What is wrong with the LoRA's options, one line each."""
-        found = []
-        given = [f.name for f in fields(LoraOptions) if getattr(self, f.name) != f.default]
-        if given and method != "lora":
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            found.append(f"only --method lora knows {flags}")
-        if self.rank < 1:
-            found.append("--rank must be at least 1")
-        if self.alpha is not None and not 0 < self.alpha < float("inf"):
-            found.append("--alpha must be positive")
-        if not all(word.strip() for word in self.lora_targets.split(",")):
-            found.append("--lora-targets must be names separated by commas, such as to_q,to_v")
-        return found
-
-
-@dataclass(kw_only=True)
-class UNetConfig(LoopConfig, DataConfig, LoraOptions):
+class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions, ValidationOptions):
     """Train the UNet to predict noise.
 
     Attributes:
@@ -155,7 +84,9 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions):
             model is not used.
         vae: Folder with another VAE than the model's.
         text_encoder: Folder with another tokenizer and text encoder than the model's.
-        method: What is trained: full is all weights of the UNet, lora a small file beside it.
+        method: What is trained: full is all weights of the UNet, lora a small file beside it;
+            dreambooth and dreambooth-lora are the same for one subject, beside pictures of its
+            class that keep the class as it was; textual-inversion is the vectors of a new word.
         caption_dropout: Share of captions replaced by the empty one, for guidance.
         min_snr_gamma: Clamp of min-SNR loss weighting; 0 switches it off.
         debiased: Weight the loss by how much an error of the prediction counts in the picture.
@@ -170,6 +101,8 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions):
         timestep_mean: Mean of the logit of t in logit_normal; above 0 there is more noise.
         timestep_scale: Standard deviation of the logit of t in logit_normal.
         latents: mean trains on the VAE posterior's mean, sample draws from the posterior.
+        buckets: Train pictures in shapes near their own, with about as many pixels as the square
+            and sides that are multiples of 64; each batch is of one shape.
         captions: Captions an image of "storybook".
         cache: Folder of the latent and embedding cache; default OUTPUT/cache.
         sample_prompts: Prompts of the sample pictures.
@@ -190,21 +123,30 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions):
     timestep_mean: float = 0.0
     timestep_scale: float = 1.0
     latents: Literal["sample", "mean"] = "sample"
+    buckets: bool = False
     captions: int = 3
     cache: str | None = None
     sample_prompts: list[str] = field(default_factory=lambda: ["a dog wearing hat"])
 
     def problems(self) -> list[str]:
         """What is wrong with the options, one line each."""
-        found = super().problems() + self.data_problems()
+        found = super().problems() + self.data_problems() + self.validation_problems(self.data)
         if self.method not in UNET_METHODS:
             found.append(
                 f"--method must be one of {', '.join(UNET_METHODS)}, not {self.method!r:.80}"
                 + suggestion(self.method, UNET_METHODS)
             )
         found += self.lora_problems(self.method)
-        if self.from_config is not None and self.method == "lora":
-            found.append("--method lora needs trained weights: pass --model, not --from-config")
+        found += self.prior_problems(self.method, self.batch_size)
+        found += self.word_problems(self.method, self.sample_prompts if self.sample_every else ())
+        if self.validate_every > 0 and self.method in WORD_METHODS:
+            found.append(f"--method {self.method} has no loss to validate: pass --validate-every 0")
+        if self.buckets and self.method in PRIOR_METHODS:
+            found.append(f"--method {self.method} takes squares only: leave --buckets out")
+        if self.from_config is not None and self.method != "full":
+            found.append(
+                f"--method {self.method} needs trained weights: pass --model, not --from-config"
+            )
         if self.from_config is not None and not (self.vae and self.text_encoder):
             found.append("--from-config needs --vae and --text-encoder")
         if not 0 <= self.caption_dropout <= 1:
@@ -235,7 +177,7 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions):
 
 
 @dataclass(kw_only=True)
-class VAEConfig(LoopConfig, DataConfig):
+class VAEConfig(LoopConfig, DataConfig, ValidationOptions):
     """Train the autoencoder to reconstruct pictures.
 
     Attributes:
@@ -266,7 +208,7 @@ class VAEConfig(LoopConfig, DataConfig):
 
     def problems(self) -> list[str]:
         """What is wrong with the options, one line each."""
-        found = super().problems() + self.data_problems()
+        found = super().problems() + self.data_problems() + self.validation_problems(self.data)
         if self.from_config is not None and self.train == "decoder":
             found.append("--from-config makes fresh weights: pass --train all")
         if self.crop < 32 or self.crop % 8 or self.crop > self.size:

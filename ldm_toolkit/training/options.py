@@ -1,11 +1,13 @@
 """From the command line and YAML to a configuration. Level 1: no torch, so help is instant."""
 
+import dataclasses
 import inspect
 import logging
 import re
+import shlex
 import sys
 from argparse import Action
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,7 +33,8 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     known = [action.dest for action in parser._actions]
     _explain(kind, parser._actions)
     parser._action_groups[-1].title = "options of the training"
-    words = [_underscored(word) for word in arguments]
+    switches = {one.name for one in dataclasses.fields(kind) if one.type is bool}
+    words = _switched_on([_underscored(word) for word in arguments], switches)
     for word in words:
         option = word[2:].split("=", 1)[0].removesuffix("+")
         if word.startswith("--") and option not in [*known, "print_config"]:
@@ -49,6 +52,15 @@ def _underscored(word: str) -> str:
         return word
     name, mark, value = word[2:].partition("=")
     return "--" + name.replace("-", "_") + mark + value
+
+
+def _switched_on(words: Sequence[str], switches: Container[str]) -> list[str]:
+    """``--check_data`` that no value follows means true."""
+    following = [*words, "--"][1:]
+    return [
+        f"{word}=true" if word[2:] in switches and after.startswith("-") else word
+        for word, after in zip(words, following, strict=True)
+    ]
 
 
 def _explain(kind: type, actions: Sequence[Action]) -> None:
@@ -84,7 +96,8 @@ def command(kind: type[Config], run: Callable[[Config], None]) -> None:
         except OSError as error:  # a full disk, a folder without permission
             raise CannotWrite(str(error)) from error
     except Interrupted as error:
-        sys.stderr.write(f"\n{name}: {error}\n")
+        again = shlex.join([*sys.argv, *error.words])
+        sys.stderr.write(f"\n{name}: {error}:\n  {again}\n")
         raise SystemExit(error.code) from None
     except LdmToolkitError as error:
         sys.stderr.write(f"{name}: error: {error}\n")

@@ -14,9 +14,15 @@ __all__ = ["check_course", "course", "trim_metrics"]
 # None of these changes what a step computes. Data and models are compared by content, not by path.
 _FREE = frozenset(
     {"steps", "threads", "checkpoint_every", "keep", "sample_every", "sample_prompts", "resume"}
-    | {"output", "cache", "compile"}
-    | {"data", "model", "from_config", "vae", "text_encoder"}
+    | {"output", "cache", "compile", "gradient_checkpointing"}
+    | {"validate_every", "validation_data", "trackers"}
+    | {"data", "model", "from_config", "vae", "text_encoder", "class_data", "class_count"}
+    | {"image_column", "caption_column", "data_split", "data_subset", "data_revision"}
+    | {"check_data", "skip_bad", "max_bad"}
 )
+
+# What runs had that were begun before these options were there.
+_BEFORE = {"accumulate": 1, "optimizer": "adamw"}
 
 
 def course(config: LoopConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,6 +33,7 @@ def course(config: LoopConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_course(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Refuse to go on from checkpoints that other options or other data made. Raises UserError."""
+    before = {**_BEFORE, **before}
     changed = [name for name in before if name in now and before[name] != now[name]]
     if changed:
         told = ", ".join(_told(name, before[name], now[name]) for name in changed)

@@ -1,77 +1,72 @@
 """The training commands: from options to a method, through the loop, to a model folder."""
 
-import functools
-import hashlib
 import logging
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig
 
-from ldm_toolkit.errors import LdmToolkitError, UserError
-from ldm_toolkit.latents import pil_to_pixels
-from ldm_toolkit.training import cache
+from ldm_toolkit.errors import LdmToolkitError
+from ldm_toolkit.training import prepare
 from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
+from ldm_toolkit.training.begin import begin
 from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
-from ldm_toolkit.training.data import Source, open_source
+from ldm_toolkit.training.data import Plan, Source, check_data
+from ldm_toolkit.training.data.geometry import Geometry
 from ldm_toolkit.training.folders import (
     complete_model,
     load_network,
     model_folder,
     network_config,
-    write_json,
 )
-from ldm_toolkit.training.loop import set_threads, train
+from ldm_toolkit.training.held_out import hold_out
+from ldm_toolkit.training.loop import train
 from ldm_toolkit.training.methods import method_class
 from ldm_toolkit.training.methods.unet_step import trained_scheduler
 from ldm_toolkit.training.methods.vae import VAEMethod
+from ldm_toolkit.training.prior import DrawClass
 from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
+from ldm_toolkit.training.validation import UNetHeldOut, VAEHeldOut, Validation
 
-__all__ = ["encode_captions", "train_text_encoder", "train_unet", "train_vae"]
+__all__ = ["train_text_encoder", "train_unet", "train_vae"]
 
 logger = logging.getLogger(__name__)
-_TOKENS = 77
-
-
-def _begin(config: LoopConfig) -> Accelerator:
-    set_threads(config.threads)
-    torch.manual_seed(config.seed)
-    output = Path(config.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be made: {error.strerror}") from error
-    try:
-        accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    except ValueError as error:  # fp16 without an accelerator
-        raise UserError(f"--mixed-precision {config.mixed_precision}: {error}") from error
-    if accelerator.is_main_process:
-        write_json(output / "config.json", vars(config))
-    return accelerator
 
 
 def train_vae(config: VAEConfig) -> None:
     """Train the autoencoder; OUTPUT is a model folder, with ``--from-config`` only OUTPUT/vae."""
-    accelerator = _begin(config)
+    plan = Plan(Geometry.square(config.size))
+    if config.check_data:
+        _on_one_process(lambda: check_data(config, plan))
+        return
+    accelerator = begin(config)
     base = model_folder(config.from_config or config.model)
     if config.from_config is not None:
         vae = AutoencoderKL.from_config(network_config(base / "vae"))
         pass_colour_(vae)
     else:
         vae = load_network(AutoencoderKL, base / "vae")
-    source = open_source(config, seed=config.seed)
+
+    def opened(one: UNetConfig | VAEConfig) -> Source:
+        return prepare.open_data(one, plan, accelerator, Path(config.output) / "cache")
+
+    source, held = hold_out(config, opened(config), opened)
     if accelerator.is_main_process and config.from_config is None:
         complete_model(base, Path(config.output), {"vae"})
     method = VAEMethod(vae, config, source)
     sample = _sampler(config, lambda file: draw_reconstructions(vae, source, file))
-    train(method, config, accelerator, sample=sample, inputs={"data": source.fingerprint})
+    validation = None
+    if held is not None and config.validate_every > 0:
+        held_out = VAEHeldOut(method, held, config.reconstruction)
+        validation = Validation(held_out, config.validate_every)
+    inputs = {"data": source.fingerprint}
+    train(method, config, accelerator, sample=sample, validation=validation, inputs=inputs)
     if accelerator.is_main_process:
         if config.train == "all":
             _standardise(Path(config.output) / "vae", method, config.crops)
@@ -84,7 +79,7 @@ def train_text_encoder(config: TextEncoderConfig) -> None:
     from ldm_toolkit.storybook import scenes
     from ldm_toolkit.training.text import AttributeText, train_tokenizer
 
-    accelerator = _begin(config)
+    accelerator = begin(config)
     settings = CLIPTextConfig.from_dict(network_config(Path(config.from_config) / "text_encoder"))
     drawn = (scenes.sample_scene(config.seed, index) for index in range(config.caption_count))
     tokenizer = train_tokenizer(scenes.caption(scene, config.seed).text for scene in drawn)
@@ -107,49 +102,55 @@ def _standardise(folder: Path, method: VAEMethod, crops: int, batches: int = 64)
     vae.save_pretrained(folder)
 
 
-def train_unet(config: UNetConfig, draw: Draw | None = None) -> None:
-    """Train the UNet on cached latents and embeddings.
+def train_unet(
+    config: UNetConfig, draw: Draw | None = None, draw_class: DrawClass | None = None
+) -> None:
+    """Train the UNet, or what stands beside it, on cached latents.
 
     OUTPUT becomes a whole model folder, or gets the file of what is trained beside a model.
-    ``draw`` makes the pictures of ``--sample-every``: training itself knows no pipeline.
+    ``draw`` makes the pictures of ``--sample-every``, ``draw_class`` those of ``--class-prompt``:
+    training itself knows no pipeline.
     """
-    accelerator = _begin(config)
     base = model_folder(config.from_config or config.model)
-    scheduler_config = network_config(base / "scheduler", "scheduler_config.json")
-    # Both refuse before hours of caching.
-    trained = trained_scheduler(config, scheduler_config) if config.zero_terminal_snr else None
-    kind = method_class(config.method)
-    kind.check(config, network_config(base / "unet"))
-    vae_folder = Path(config.vae or base / "vae")
     text_folder = Path(config.text_encoder or base)
-    source = open_source(config, captions=config.captions, seed=config.seed)
-    folder = Path(config.cache or Path(config.output) / "cache")
-    with accelerator.main_process_first():
-        moments, scaling_factor, data = _moments(vae_folder, source, folder, accelerator)
-        embeddings, rows, text = _embeddings(text_folder, source, folder, accelerator)
-    method = kind(
-        _fresh_or_loaded(config, base),
-        config,
-        moments=moments,
-        embeddings=embeddings,
-        caption_rows=rows,
-        scaling_factor=scaling_factor,
-        scheduler_config=scheduler_config,
-    )
-    parts = {"vae": vae_folder, "text_encoder": text_folder / "text_encoder"}
+    parts = {"vae": Path(config.vae or base / "vae"), "text_encoder": text_folder / "text_encoder"}
     parts["tokenizer"] = text_folder / "tokenizer"
-    if accelerator.is_main_process and kind.adapter_file is None:
+    kind = method_class(config.method)
+    tokenizer = prepare.load_tokenizer(parts["tokenizer"])
+    if config.check_data:
+        plan = prepare.unet_plan(config, tokenizer, parts["text_encoder"], 1)
+        caption = prepare.shared_caption(config, kind)
+        _on_one_process(lambda: check_data(config, plan, caption=caption))
+        return
+    accelerator = begin(config)
+    scheduler_config = network_config(base / "scheduler", "scheduler_config.json")
+    # All of these refuse before hours of caching.
+    trained = trained_scheduler(config, scheduler_config) if config.zero_terminal_snr else None
+    kind.check(config, network_config(base / "unet"))
+    kind.check_words(config, tokenizer)
+    adapter = kind.adapter_file is not None
+
+    def untrained(folder: Path) -> Path:
+        return _completed(config, True, base, parts, folder)
+
+    found = prepare.unet_inputs(config, kind, parts, tokenizer, accelerator, untrained, draw_class)
+    unet = _fresh_or_loaded(config, base)
+    method = kind(unet, config, scheduler_config=scheduler_config, **found.given)
+    if accelerator.is_main_process and not adapter:
         complete_model(base, Path(config.output), {"unet"}, parts, scheduler_config=trained)
+
+    def complete(folder: Path) -> Path:
+        return _completed(config, adapter, base, parts, folder, trained)
 
     sample = None
     if draw is not None:
         prompts = config.sample_prompts
-        adapter = kind.adapter_file is not None
-        complete = functools.partial(
-            _completed, config, adapter, base, parts, scheduler_config=trained
-        )
         sample = _sampler(config, lambda file: draw_prompts(method, complete, prompts, file, draw))
-    train(method, config, accelerator, sample=sample, inputs={"data": data, "text_encoder": text})
+    validation = None
+    if found.held_out is not None:
+        held_out = UNetHeldOut(method, batch_size=config.batch_size, **found.held_out)
+        validation = Validation(held_out, config.validate_every)
+    train(method, config, accelerator, sample=sample, validation=validation, inputs=found.hashes)
     if accelerator.is_main_process:
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
@@ -174,6 +175,12 @@ def _completed(
     return folder
 
 
+def _on_one_process(act: Callable[[], None]) -> None:
+    """Act where one process of several is enough."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        act()
+
+
 def _fresh_or_loaded(config: UNetConfig, base: Path) -> UNet2DConditionModel:
     if config.from_config is not None:
         settings = network_config(Path(config.from_config) / "unet")
@@ -191,63 +198,3 @@ def _sampler(config: LoopConfig, draw: Callable[[Path], None]) -> Callable[[int]
             logger.warning("no sample picture at step %d: %s", step, error)
 
     return sample
-
-
-@torch.inference_mode()
-def _moments(
-    vae_folder: Path, source: Source, folder: Path, accelerator: Accelerator
-) -> tuple[Tensor, float, str]:
-    """Mean and log variance of all pictures, (N, 8, h, w) float16, scaling factor, and hash."""
-    vae = load_network(AutoencoderKL, vae_folder).eval()
-
-    def compute(indices: Sequence[int]) -> Tensor:
-        pixels = torch.stack([pil_to_pixels(source.image(index)) for index in indices])
-        with accelerator.autocast():  # not around the cache: CPUs cannot join float16 in it
-            return vae.encode(pixels).latent_dist.parameters.clamp(-30.0, 20.0)
-
-    key = f"{source.fingerprint} {cache.module_hash(vae)} {accelerator.mixed_precision}"
-    rows = cache.cached_rows(folder, key, len(source), compute, "latents")
-    return rows, vae.config.scaling_factor, hashlib.sha256(key.encode()).hexdigest()
-
-
-@torch.inference_mode()
-def _embeddings(
-    text_folder: Path, source: Source, folder: Path, accelerator: Accelerator
-) -> tuple[Tensor, list[list[int]], str]:
-    """Embeddings of all different captions, row 0 the empty one, rows of each picture, and hash."""
-    tokenizer = _tokenizer(text_folder / "tokenizer")
-    encoder = load_network(CLIPTextModel, text_folder / "text_encoder").eval()
-    captions = {"": 0}
-    rows = [
-        [captions.setdefault(text, len(captions)) for text in source.captions(index)]
-        for index in range(len(source))
-    ]
-    texts = list(captions)
-    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
-    if max(lengths) > _TOKENS:
-        longest = texts[lengths.index(max(lengths))]
-        cut = sum(length > _TOKENS for length in lengths)
-        logger.warning("%d captions are cut at %d tokens, e.g. %.60r", cut, _TOKENS, longest)
-
-    def compute(indices: Sequence[int]) -> Tensor:
-        with accelerator.autocast():
-            return encode_captions(tokenizer, encoder, [texts[index] for index in indices])
-
-    # The tokenizer counts as well: other tokens, other embeddings.
-    model = f"{tokenizer.backend_tokenizer.to_str()} {cache.module_hash(encoder)}"
-    key = f"{texts} {hashlib.sha256(model.encode()).hexdigest()} {accelerator.mixed_precision}"
-    embeddings = cache.cached_rows(folder, key, len(texts), compute, "embeddings")
-    return embeddings, rows, hashlib.sha256(key.encode()).hexdigest()
-
-
-def _tokenizer(folder: Path) -> Any:
-    try:
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no CLIP tokenizer: {error}") from error
-
-
-def encode_captions(tokenizer: Any, encoder: Any, captions: Sequence[str]) -> Tensor:
-    """Captions -> (B, 77, D); longer ones are cut at 77 tokens."""
-    tokens = tokenizer(list(captions), padding="max_length", truncation=True, max_length=_TOKENS)
-    return encoder(torch.tensor(tokens["input_ids"])).last_hidden_state

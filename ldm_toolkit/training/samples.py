@@ -17,7 +17,8 @@ from ldm_toolkit.training.methods.unet_step import UNetMethod
 __all__ = ["Draw", "draw_prompts", "draw_reconstructions"]
 
 Draw = Callable[[Path, Sequence[str], Path | None], list[Image.Image]]
-"""Draws one picture a prompt with the model in a folder and the LoRA of a file, if there is one."""
+"""Draws one picture a prompt with the model in a folder and the LoRA or the textual inversion of a
+file, if there is one; its name is the method's ``adapter_file``."""
 
 
 def draw_prompts(

@@ -1,23 +1,28 @@
 """Signals end a training after the step in flight. Level 1: no torch."""
 
 import signal
+import threading
 from contextlib import AbstractContextManager
-from pathlib import Path
 from types import FrameType
 
 __all__ = ["Interrupted", "SignalFlag"]
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the run after its checkpoint was written; ``code`` is the exit code."""
+    """A signal ended the run; ``code`` is the exit code, ``words`` what resuming adds to the words
+    of the command.
+    """
 
-    def __init__(self, code: int, folder: Path) -> None:
-        super().__init__(f"stopped by a signal; the same command goes on from {folder}")
-        self.code = code
+    def __init__(self, code: int, told: str, words: tuple[str, ...] = ()) -> None:
+        super().__init__(told)
+        self.code, self.words = code, words
 
 
 class SignalFlag(AbstractContextManager):
-    """Remembers SIGTERM, SIGINT and SIGUSR1; a second one interrupts at once."""
+    """Remembers SIGTERM, SIGINT and SIGUSR1; a second one interrupts at once.
+
+    Only the main thread gets signals: in another one nothing is remembered.
+    """
 
     _SIGNALS = tuple(
         getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
@@ -33,11 +38,18 @@ class SignalFlag(AbstractContextManager):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt
+            self.received = number
+            raise Interrupted(
+                self.exit_code,
+                "stopped at once by a second signal; the same command goes on from the newest "
+                "checkpoint",
+            )
         self.received = number
 
     def __enter__(self) -> "SignalFlag":
-        self._before = {number: signal.signal(number, self._note) for number in self._SIGNALS}
+        main = threading.current_thread() is threading.main_thread()
+        signals = self._SIGNALS if main else ()
+        self._before = {number: signal.signal(number, self._note) for number in signals}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -94,6 +94,13 @@ class AttributeText:
         """The text encoder with its attribute heads."""
         return self.module
 
+    def checkpoint_gradients(self) -> None:
+        """From now on compute the layers twice instead of keeping what they computed."""
+        # transformers renamed it; the non-reentrant kind leaves the graph as it is
+        newer = getattr(self.encoder, "activation_checkpointing_enable", None)
+        enable = newer if newer is not None else self.encoder.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Tokens (B, 77), the places asked (B, 4) and labels (B, 4)."""
         texts, labels, places = [], [], []

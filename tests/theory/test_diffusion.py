@@ -11,6 +11,7 @@ from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 from ldm_toolkit.theory import diffusion
 
 ALPHA_BARS = [1e-6, 0.0047, 0.3, 0.5, 0.97, 0.99915]
+KINDS = ["epsilon", "v_prediction", "sample"]
 
 
 def tensors(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,10 +48,155 @@ def test_the_target_gives_back_the_picture(kind):
     assert torch.allclose(recovered, x_0, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prediction_of_the_target_means_the_picture_and_the_noise(kind):
+    alpha_bar = torch.tensor(ALPHA_BARS, dtype=torch.float64)
+    x_0, eps = (t.double() for t in tensors(len(ALPHA_BARS)))
+    noisy = diffusion.add_noise(x_0, eps, alpha_bar)
+    target = diffusion.prediction_target(kind, x_0, eps, alpha_bar)
+    found = diffusion.predicted_sample(kind, target, noisy, alpha_bar)
+    assert torch.allclose(found, x_0, rtol=0, atol=1e-9)
+    found = diffusion.predicted_noise(kind, target, noisy, alpha_bar)
+    assert torch.allclose(found, eps, rtol=0, atol=1e-9)
+
+
 def test_unknown_predictions_are_an_error():
     x_0, eps = tensors(1)
+    level = torch.tensor([0.5])
     with pytest.raises(KeyError):
-        diffusion.prediction_target("score", x_0, eps, torch.tensor([0.5]))
+        diffusion.prediction_target("score", x_0, eps, level)
+    for function in (diffusion.predicted_sample, diffusion.predicted_noise):
+        with pytest.raises(KeyError):
+            function("score", x_0, eps, level)
+    for settings in ({"kind": "score"}, {"variance": "small"}):
+        with pytest.raises(KeyError):
+            diffusion.reverse_moments(x_0, eps, level, 2 * level, **settings)
+
+
+# --- one step, many steps, a step back ---
+
+
+def chain(betas: torch.Tensor) -> list[torch.Tensor]:
+    """What x_0, x_1, .. are made of: (1, T + 1) weights of x_0 and of each step's noise.
+
+    ``forward_step`` is linear an element, so it takes the weights along when it is fed with them.
+    """
+    parts = torch.eye(len(betas) + 1, dtype=torch.float64)[:, None]
+    made = [parts[0]]
+    for beta, eps in zip(betas, parts[1:], strict=True):
+        made.append(diffusion.forward_step(made[-1], eps, beta))
+    return made
+
+
+BETAS = torch.linspace(0.02, 0.5, 9, dtype=torch.float64)
+
+
+def test_one_step_after_another_is_the_closed_form():
+    alphas_cumprod = torch.cumprod(1 - BETAS, 0)
+    for weights, alpha_bar in zip(chain(BETAS)[1:], alphas_cumprod, strict=True):
+        mean, variance = diffusion.forward_moments(torch.ones(1, 1).double(), alpha_bar)
+        assert float(mean) == pytest.approx(float(weights[0, 0]), rel=1e-12)
+        assert float(variance) == pytest.approx(float(weights[0, 1:].square().sum()), rel=1e-12)
+        x_0, eps = torch.tensor([[1.0], [0.0]]).double(), torch.tensor([[0.0], [1.0]]).double()
+        drawn = diffusion.add_noise(x_0, eps, alpha_bar)
+        assert drawn.flatten().tolist() == pytest.approx([float(mean), float(variance) ** 0.5])
+
+
+@pytest.mark.parametrize("apart", [1, 2, 5])
+def test_the_posterior_is_what_conditioning_the_chain_gives(apart):
+    """x_{t-k} and x_t, given x_0, are jointly normal; x_t is then observed (Bishop 2006, 2.81)."""
+    levels = [1.0, *torch.cumprod(1 - BETAS, 0).tolist()]
+    made = chain(BETAS)
+    x_0, x_t = 0.7, -1.9
+    for t in range(apart, len(made)):
+        (before,), (now,) = made[t - apart], made[t]
+        covariance = float((before[1:] * now[1:]).sum())
+        gain = covariance / float(now[1:].square().sum())
+        mean = float(before[0]) * x_0 + gain * (x_t - float(now[0]) * x_0)
+        variance = float(before[1:].square().sum()) - gain * covariance
+        arguments = (torch.tensor([v], dtype=torch.float64) for v in (levels[t], levels[t - apart]))
+        x = (torch.full((1, 1), v, dtype=torch.float64) for v in (x_0, x_t))
+        found = diffusion.posterior_moments(*x, *arguments)
+        assert float(found[0]) == pytest.approx(mean, rel=1e-12)
+        assert float(found[1]) == pytest.approx(variance, rel=1e-12, abs=1e-15)
+
+
+def test_the_posterior_by_hand():
+    """alpha = 1/2, alpha_bar = 3/8: (sqrt(1/2) 1/4 x_t + sqrt(3/4) 1/2 x_0) / (5/8), 1/5."""
+    x_0, x_t = torch.tensor([[2.0]]).double(), torch.tensor([[3.0]]).double()
+    levels = torch.tensor([0.375, 0.75], dtype=torch.float64)
+    mean, variance = diffusion.posterior_moments(x_0, x_t, levels[:1], levels[1:])
+    assert float(mean) == pytest.approx((0.5**0.5 * 0.25 * 3 + 0.75**0.5 * 0.5 * 2) / 0.625)
+    assert float(variance) == pytest.approx(0.2)
+
+
+def test_the_first_step_back_ends_at_the_picture():
+    x_0, x_t = (t.double() for t in tensors(1))
+    level = torch.tensor([0.9], dtype=torch.float64)
+    mean, variance = diffusion.posterior_moments(x_0, x_t, level, torch.ones_like(level))
+    assert torch.allclose(mean, x_0, rtol=1e-12)
+    assert variance.flatten().tolist() == [0.0]
+
+
+def test_levels_one_step_earlier():
+    levels = torch.tensor([0.9, 0.5, 0.0])
+    assert diffusion.previous_alpha_bars(levels).tolist() == pytest.approx([1.0, 0.9, 0.5])
+
+
+# --- the step back of a model ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_perfect_network_of_normal_data_predicts_the_conditional_mean(kind):
+    """E[target | x_t] = E[target] + cov / var (x_t - E[x_t]); the target is p x_0 + q eps."""
+    mean, variance = 0.4, 0.3
+    x_t = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None]
+    one, nothing = torch.ones_like(x_t), torch.zeros_like(x_t)
+    for alpha_bar in [*ALPHA_BARS, 0.0]:
+        level = torch.full((7,), alpha_bar, dtype=torch.float64)
+        p = diffusion.prediction_target(kind, one, nothing, level)
+        q = diffusion.prediction_target(kind, nothing, one, level)
+        signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+        covariance = p * signal * variance + q * noise
+        slope = covariance / (signal**2 * variance + noise**2)
+        expected = p * mean + slope * (x_t - signal * mean)
+        found = diffusion.gaussian_prediction(kind, x_t, level, mean, variance)
+        assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_that_knows_the_picture_steps_back_like_the_posterior(kind, variance):
+    x_0, eps = (t.double() for t in tensors(3))
+    level, previous = torch.tensor([[0.3, 0.5, 0.97], [0.4, 0.8, 1.0]], dtype=torch.float64)
+    x_t = diffusion.add_noise(x_0, eps, level)
+    output = diffusion.prediction_target(kind, x_0, eps, level)
+    if variance == "learned":
+        output = torch.cat([output, torch.zeros_like(output)], 1)
+    expected, small = diffusion.posterior_moments(x_0, x_t, level, previous)
+    mean, log_variance = diffusion.reverse_moments(
+        output, x_t, level, previous, kind=kind, variance=variance
+    )
+    assert torch.allclose(mean, expected, rtol=1e-10, atol=1e-12)
+    large = 1 - (level / previous)[:, None, None, None]
+    between = (small * large).sqrt()  # the network said 0: halfway, in logarithms
+    wanted = {"fixed_small": small, "fixed_large": large, "learned": between}[variance]
+    assert torch.allclose(log_variance.exp(), wanted.expand_as(log_variance), rtol=1e-10)
+
+
+def test_a_learned_variance_goes_from_the_small_one_to_the_large_one():
+    x_t = torch.zeros(3, 1, dtype=torch.float64)
+    said = torch.tensor([[0.0, -1.0], [0.0, 1.0], [0.0, 0.5]], dtype=torch.float64)
+    level, previous = torch.tensor([0.375, 0.75], dtype=torch.float64)
+    _, found = diffusion.reverse_moments(said, x_t, level, previous, variance="learned")
+    expected = [0.2, 0.5, 0.5**0.75 * 0.2**0.25]
+    assert found.exp().flatten().tolist() == pytest.approx(expected, rel=1e-12)
+    smallest = torch.tensor([0.1, 0.1, 0.1], dtype=torch.float64)
+    _, found = diffusion.reverse_moments(
+        said, x_t, level, previous, variance="learned", smallest=smallest
+    )
+    expected = [0.1, 0.5, 0.5**0.75 * 0.1**0.25]
+    assert found.exp().flatten().tolist() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

@@ -46,6 +46,14 @@ def accelerator() -> Iterator[Accelerator]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture
+def bf16() -> Iterator[Accelerator]:
+    """A fresh single-process Accelerator that computes in bfloat16."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True, mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @dataclass
 class Child:
     """A script on its way."""

@@ -5,7 +5,9 @@ import os
 
 import pytest
 import torch
+from data_tools import Sample, as_txt, encoded, noise
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 from training_tools import steps_of
 
@@ -107,6 +109,110 @@ def test_caches_are_shared_and_follow_the_content(trainer, tiny_model, pictures,
     (data / "0.txt").write_text("something else")
     changed = folders("c") - first
     assert sorted(name.split("-")[0] for name in changed) == ["embeddings", "latents"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder of eleven pictures to change."""
+    made = [Sample(f"{n}.png", encoded(noise(n, 72, 72)), f"a dog, {n}") for n in range(11)]
+    return as_txt(tmp_path / "data", made)
+
+
+@pytest.mark.parametrize("script", ["finetune_unet", "finetune_vae"])
+def test_the_data_can_be_checked_alone(script, trainer, tiny_model, data, tmp_path):
+    words = ["--model", tiny_model, "--data", data, "--output", tmp_path / "o", "--size", 64,
+             *(["--crop", 32] if script == "finetune_vae" else []), "--check-data"]  # fmt: skip
+    (data / "3.txt").write_text("hat " * 90)
+    child = trainer.run(script, *words)
+    assert child.wait() == 0, child.errors
+    told = child.out.read_text()
+    assert f"{data}: 11 pictures, 0 of them bad" in told
+    assert ("1 captions are longer than 77 tokens" in told) == (script == "finetune_unet")
+    assert ("the cache takes" in told) == (script == "finetune_unet")
+    (data / "5.png").write_bytes((data / "5.png").read_bytes()[:99])
+    child = trainer.run(script, *words)
+    assert child.wait() == 2, child.errors
+    assert "\n  5.png: is damaged" in child.out.read_text()
+    assert child.errors.strip().endswith("error: 1 of 11 pictures are bad; see the report")
+    assert not (tmp_path / "o").exists()
+
+
+def test_bad_pictures_stop_the_run_unless_they_are_skipped(trainer, tiny_model, data, tmp_path):
+    words = ["--model", tiny_model, "--data", data, "--output", tmp_path / "o", *SMALL]
+    (data / "5.png").write_bytes(b"")
+    child = trainer.run("finetune_unet", *words)
+    assert child.wait() == 2
+    assert "5.png: is not a picture" in child.errors.strip().splitlines()[-1]
+    child = trainer.run("finetune_unet", *words, "--skip-bad")
+    assert child.wait() == 0, child.errors
+    assert "  5.png: is not a picture" in child.errors
+    assert "the 1 bad pictures above are skipped" in child.errors
+    assert steps_of(tmp_path / "o" / "metrics.jsonl") == [1, 2]
+    (data / "6.png").write_bytes(b"")
+    child = trainer.run("finetune_unet", *words, "--skip-bad", "--resume", "false")
+    assert child.wait() == 2
+    assert "more than --max-bad 0.1" in child.errors
+
+
+def test_buckets_for_a_new_word(trainer, tiny_model, data, tmp_path):
+    """Both shapes are trained on, and the captions are made."""
+    for index in range(5):
+        Image.new("RGB", (150, 50), (50 * index, 9, 9)).save(data / f"{index}.png")
+    words = ["--method", "textual-inversion", "--token", "<x>", "--model", tiny_model, "--data",
+             data, "--output", tmp_path / "o", *SMALL, "--buckets", "--size", 128]  # fmt: skip
+    child = trainer.run("finetune_unet", *words, "--steps", 7)
+    assert child.wait() == 0, child.errors
+    assert "192x64: 5 pictures" in child.errors
+    assert load_file(tmp_path / "o" / "learned_embeds.safetensors")["<x>"].isfinite().all()
+
+
+def test_buckets_held_out_pictures_and_accumulation(trainer, tiny_model, data, tmp_path):
+    """A step is of one shape, as it is with the large batch; both shapes may be held out."""
+    for index in range(5):
+        Image.new("RGB", (150, 50), (50 * index, 9, 9)).save(data / f"{index}.png")
+    losses = []
+    for name, size in (("large", ["--batch_size", 4]), ("small", ["--accumulate", 2])):
+        child = trainer.run(
+            "finetune_unet", "--model", tiny_model, "--data", data, "--output", tmp_path / name,
+            *SMALL, "--buckets", "--size", 128, "--validation-count", 4, "--validate-every", 2,
+            "--steps", 4, *size,
+        )  # fmt: skip
+        assert child.wait() == 0, child.errors
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
+        assert [one["step"] for one in found if "validation" in one] == [2, 4]
+        assert found[-1]["validation"]["pictures"] == 4
+        losses.append([one["loss"] for one in found])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_pictures_of_a_subject_are_checked_without_captions(trainer, tiny_model, data, tmp_path):
+    for path in data.glob("*.txt"):
+        path.unlink()
+    words = ["--model", tiny_model, "--data", data, "--output", tmp_path / "o", "--size", 64,
+             "--check-data"]  # fmt: skip
+    subject = ["--method", "dreambooth", "--class-prompt", "a dog"]
+    word = ["--method", "textual-inversion", "--token", "<x>"]
+    for more, code in (
+        ([], 2), (subject, 2), ([*subject, "--instance-prompt", "a sks dog"], 0), (word, 0),
+    ):  # fmt: skip
+        child = trainer.run("finetune_unet", *words, *more)
+        assert child.wait() == code, child.errors
+        assert f"{data}: 11 pictures, {11 if code else 0} of them bad" in child.out.read_text()
+
+
+def test_buckets_from_pictures_to_a_model(trainer, tiny_model, data, tmp_path):
+    for index in range(5):
+        Image.new("RGB", (150, 50), (50 * index, 9, 9)).save(data / f"{index}.png")
+    words = ["--model", tiny_model, "--data", data, "--output", tmp_path / "o", *SMALL, "--buckets",
+             "--size", 128, "--steps", 7]  # fmt: skip
+    child = trainer.run("finetune_unet", *words)
+    assert child.wait() == 0, child.errors
+    assert "192x64: 5 pictures, 0% of their area is cut off, 1 are shown again" in child.errors
+    assert "128x128: 6 pictures, 0% of their area is cut off\n" in child.errors
+    folders = sorted(path.name.split("-")[0] for path in (tmp_path / "o" / "cache").iterdir())
+    assert folders == ["checked.jsonl", "embeddings", "latents", "latents"]
+    draws(tmp_path / "o")
 
 
 def test_threads_are_the_usable_cores_in_spite_of_omp(trainer, tiny_model, pictures, tmp_path):

@@ -41,6 +41,17 @@ def test_jsonl_in_its_own_order(folder, key):
     assert source.image(2).getpixel((5, 5))[0] == pytest.approx(160, abs=3)
 
 
+def test_several_captions_of_a_picture(folder):
+    write_jsonl(folder, [{"file_name": "b.png", "text": ["one", "two"]}])
+    assert captions(ImageFolder(folder, 64)) == [("one", "two")]
+
+
+def test_columns_of_other_names(folder):
+    (folder / "metadata.csv").write_text("picture,text,long\nb.png,x,a long one\n")
+    config = DataConfig(data=str(folder), size=64, image_column="picture", caption_column="long")
+    assert captions(open_source(config)) == [("a long one",)]
+
+
 def test_csv_with_quotes_newlines_and_the_mark_of_excel(folder):
     text = 'file_name,text\nb.png,"a dog, ""Rex"""\na.jpg,"two\nlines"\nc.webp,Hündchen 🐶\n'
     (folder / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -52,6 +63,20 @@ def test_txt_files_in_the_order_of_the_names(folder):
     for name in NAMES:
         (folder / name).with_suffix(".txt").write_text(f" a {name}\n")
     assert captions(ImageFolder(folder, 64)) == [("a a.jpg",), ("a b.png",), ("a c.webp",)]
+
+
+def test_the_folder_of_the_split(folder):
+    for name in NAMES:
+        (folder / name).with_suffix(".txt").write_text("x")
+    config = DataConfig(data=str(folder.parent), data_split=folder.name, size=64)
+    assert len(open_source(config)) == 3
+
+
+def test_what_is_no_place_at_all(tmp_path):
+    (tmp_path / "x.txt").write_text("x")
+    for place in ("nowhere", "a/b/c", str(tmp_path / "x.txt"), "", "a\0b", str(tmp_path / "x.zip")):
+        with pytest.raises(InputError, match="--data"):
+            open_source(DataConfig(data=place, size=64))
 
 
 def test_pictures_in_folders_below(folder):
@@ -110,6 +135,8 @@ def test_many_problems_are_counted(folder):
         ("metadata.csv", b"name,words\nb.png,x\n"),
         ("metadata.csv", b"file_name,text\nb.png\n"),
         ("metadata.csv", b"file_name,text\nb.png,x,y,z\nq.png,x\n"),
+        ("metadata.jsonl", "file_name text".encode("utf-16")),
+        ("metadata.parquet", b"PAR1"),
         ("metadata.jsonl", b""),
         ("metadata.csv", b""),
         ("metadata.jsonl", b"[" * 100_000),
@@ -139,9 +166,10 @@ def test_empty_and_missing_folders(tmp_path):
 
 
 def test_unnamed_pictures_are_told(folder, caplog):
+    caplog.set_level("INFO", "ldm_toolkit")
     write_jsonl(folder, [{"file_name": "b.png", "text": "x"}])
-    assert len(ImageFolder(folder, 64)) == 1
-    assert "2 pictures" in caplog.text
+    assert len(open_source(DataConfig(data=str(folder), size=64))) == 1
+    assert "2 pictures that metadata.jsonl does not name" in caplog.text
 
 
 def test_rotation_and_transparency_are_applied(tmp_path):

@@ -11,42 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from training_tools import metric, unet_method, vae_method
+from training_tools import Line, metric, unet_method, vae_method
+from training_tools import line_config as config
 
-from ldm_toolkit.errors import NumericalError
+from ldm_toolkit.errors import NumericalError, UserError
 from ldm_toolkit.training import loop
-from ldm_toolkit.training.config import LoopConfig
-
-
-class Line:
-    """The smallest method: fits w x = 2 x + noise of the position; can break at some steps."""
-
-    def __init__(self, bad=(), scale=1.0):
-        self.module = nn.Linear(2, 1)
-        with torch.no_grad():
-            for parameter in self.module.parameters():
-                parameter.fill_(0.5)
-        self.bad, self.scale, self.seen = set(bad), scale, []
-
-    def trainable(self):
-        return self.module
-
-    def batch(self, positions):
-        self.seen.append(list(positions))
-        return {"input": torch.tensor([[float(p % 7), 1.0] for p in positions])}
-
-    def loss(self, outputs, step):
-        loss = self.scale * (outputs - 3.0).square().mean()
-        return (loss * float("nan") if step in self.bad else loss), {}
-
-    def save(self, folder):
-        torch.save(self.module.state_dict(), folder / "line.pt")
-
-
-def config(output, **options):
-    output.mkdir(exist_ok=True)
-    settings = {"steps": 12, "batch_size": 2, "warmup": 2, "lr": 0.05, "checkpoint_every": 4}
-    return LoopConfig(output=str(output), **(settings | options))
 
 
 def checkpoints_of(output):
@@ -172,7 +141,7 @@ def test_another_network_is_refused(accelerator, tmp_path):
     loop.train(Line(), config(tmp_path), accelerator)
     method = Line()
     method.module = nn.Linear(2, 2)
-    with pytest.raises(loop.UserError, match="belongs to another network"):
+    with pytest.raises(UserError, match="belongs to another network"):
         loop.train(method, config(tmp_path), accelerator)
 
 
@@ -231,31 +200,47 @@ def test_checkpoints_hold_what_is_trained_and_belong_to_its_model(accelerator, p
     assert not [name for name in names if name.startswith(("vae.encoder", "vae.quant_conv"))]
     train(3)
     assert metric(tmp_path, "step") == [1, 2, 3]
-    with pytest.raises(loop.UserError, match=r"--model \(its content has changed\)"):
+    with pytest.raises(UserError, match=r"--model \(its content has changed\)"):
         train(4, encoder=0.5)
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_twice_the_batch(tiny_model, pictures, tmp_path):
-    script = Path(__file__).parents[2] / "examples" / "finetune_unet.py"
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "part", "extra"),
+    [("finetune_unet", "unet", []), ("finetune_vae", "vae", ["--crop", 32, "--crops", 1])],
+)
+def test_two_processes_equal_one_with_all_in_a_batch(
+    name, part, extra, accumulate, tiny_model, pictures, tmp_path
+):
+    script = Path(__file__).parents[2] / "examples" / f"{name}.py"
     common = ["--model", tiny_model, "--data", pictures, "--size", 64, "--steps", 6, "--lr", "1e-3",
-              "--warmup", 1, "--threads", 1]  # fmt: skip
+              "--warmup", 1, "--threads", 1, "--validate-every", 3, "--validation-count", 2,
+              *extra]  # fmt: skip
     runs = {
-        "one": [sys.executable, script, *common, "--batch_size", 4],
+        "one": [sys.executable, script, *common, "--batch_size", 4 * accumulate],
         "two": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2,
-                "--master_port", 29531, script, *common, "--batch_size", 2],
+                "--master_port", 29531, script, *common, "--batch_size", 2,
+                "--accumulate", accumulate],
     }  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(script.parents[1]), "ACCELERATE_USE_CPU": "true"}
-    for name, words in runs.items():
-        words = [*map(str, words), "--output", str(tmp_path / name)]
+    for run, words in runs.items():
+        words = [*map(str, words), "--output", str(tmp_path / run)]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.splitlines() == [str(tmp_path / name)]
-    file = Path("unet", "diffusion_pytorch_model.safetensors")
-    one, two = (load_file(tmp_path / name / file) for name in runs)
-    for key, value in one.items():
-        assert torch.allclose(value, two[key], atol=2e-4), key
-    norms = [metric(tmp_path / name, "grad_norm") for name in runs]
+        assert done.stdout.splitlines() == [str(tmp_path / run)]
+    file = Path(part, "diffusion_pytorch_model.safetensors")
+    one, two = (load_file(tmp_path / run / file) for run in runs)
+    # Adam moves a weight whose gradient is rounding alone as far as any other: a few may differ.
+    far = sum(int(((value - two[key]).abs() > 2e-4).sum()) for key, value in one.items())
+    assert far <= 1e-5 * sum(value.numel() for value in one.values())
+    losses = [metric(tmp_path / run, "loss") for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    norms = [metric(tmp_path / run, "grad_norm") for run in runs]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
-    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 7))
+    lines = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in runs]
+    measured = [json.loads(own[2])["validation"] for own in lines]
+    for weights in ("raw", "averaged"):
+        losses = [own[weights]["loss"] for own in measured]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert [json.loads(line)["step"] for line in lines[1]] == list(range(1, 7))

@@ -3,14 +3,11 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -124,13 +121,6 @@ def test_the_start_depends_on_the_seed_and_the_layer_alone(tmp_path):
         if "lora_A" in name:
             assert value.abs().max() <= value[0].numel() ** -0.5  # peft's bounds
             assert value.std() > 0.4 * value[0].numel() ** -0.5
-
-
-@pytest.fixture
-def bf16() -> Iterator[Accelerator]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield Accelerator(cpu=True, mixed_precision="bf16")
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("kind", ["attention", "all with all"])

@@ -15,6 +15,7 @@ from ldm_toolkit.training.config import UNET_METHODS
 from ldm_toolkit.training.methods import method_class
 from ldm_toolkit.training.methods.unet_step import UNetMethod, trained_scheduler
 from ldm_toolkit.training.methods.vae import VAEMethod
+from ldm_toolkit.training.rng import BucketIndex
 
 
 @pytest.mark.parametrize("name", UNET_METHODS)
@@ -33,6 +34,19 @@ def test_batches_do_not_depend_on_their_size_or_history(tmp_path):
     halves = [other.batch(range(44, 48)), other.batch(range(40, 44))]
     for name, values in whole.items():
         assert torch.equal(values, torch.cat([halves[1][name], halves[0][name]])), name
+
+
+def test_pictures_of_several_sizes_train_in_batches_of_one(tmp_path):
+    method, _ = unet_method(tmp_path, pictures=6)
+    sizes = [(64, 64)] * 4 + [(128, 64)] * 2
+    method._moments = [torch.zeros(8, high // 8, wide // 8).half() for wide, high in sizes]
+    method._index = BucketIndex(0, sizes, 2)
+    shapes = []
+    for step in range(3):
+        batch = method.batch([2 * step, 2 * step + 1])
+        shapes.append(tuple(batch["latents"].shape[2:]))
+        assert torch.isfinite(method.module(**batch))
+    assert sorted(shapes) == [(8, 8), (8, 8), (8, 16)]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])

@@ -21,6 +21,8 @@ KINDS = {
     "train_text_encoder": TextEncoderConfig,
 }
 NEEDED = ["--data", "d", "--output", "o"]
+DREAMBOOTH = ["--method", "dreambooth", "--class-prompt", "a dog"]
+WORD = ["--method", "textual-inversion", "--token", "<x>"]
 
 
 def test_flags_with_dashes_underscores_and_equals():
@@ -55,6 +57,28 @@ def test_the_options_of_the_objective():
     assert parse(VAEConfig, NEEDED).reconstruction == "l1"
 
 
+def test_the_options_of_methods_reach_them():
+    words = [*DREAMBOOTH, "--instance-prompt", "a photo of sks dog: red", "--class-data", "c"]
+    config = parse(UNetConfig, [*NEEDED, *words, "--class-count=7", "--prior-weight", "0.5"])
+    assert (config.instance_prompt, config.class_prompt) == ("a photo of sks dog: red", "a dog")
+    assert (config.class_data, config.class_count, config.prior_weight) == ("c", 7, 0.5)
+    lora = ["--method", "dreambooth-lora", "--class-prompt", "a dog", "--rank", "4"]
+    assert parse(UNetConfig, [*NEEDED, *lora]).rank == 4
+    words = [*WORD, "--vectors", "3", "--initial", "a cat", "--sample-every", "5"]
+    config = parse(UNetConfig, [*NEEDED, *words, "--sample-prompts", '["a <x>", "a dog"]'])
+    assert (config.token, config.vectors, config.initial) == ("<x>", 3, "a cat")
+    assert config.sample_prompts == ["a <x>", "a dog"]
+
+
+def test_switches_need_no_value():
+    for words in (["--check-data", "--skip-bad"], ["--check_data=true", "--skip-bad", "true"]):
+        config = parse(UNetConfig, [*words, *NEEDED, "--buckets"])
+        assert (config.check_data, config.skip_bad, config.buckets) == (True, True, True)
+        assert config.resume
+    config = parse(UNetConfig, [*NEEDED, "--resume", "false", "--compile"])
+    assert (config.resume, config.compile, config.check_data) == (False, True, False)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -63,8 +87,56 @@ def test_the_options_of_the_objective():
         (["--steps", "many"], "steps"),
         (["--mixed-precision", "int8"], "mixed_precision"),
         (["--resume", "maybe"], "resume"),
-        (["--method", "ful"], "must be one of full, lora, not 'ful'; did you mean 'full'?"),
-        (["--rank", "4", "--dora", "true"], "only --method lora knows --rank, --dora"),
+        (
+            ["--method", "ful"],
+            "must be one of full, lora, dreambooth, dreambooth-lora, textual-inversion, not 'ful'; "
+            "did you mean 'full'?",
+        ),
+        (["--method", "textual_inversion"], "did you mean 'textual-inversion'?"),
+        (
+            ["--rank", "4", "--dora", "true"],
+            "only --method lora and --method dreambooth-lora know --rank, --dora",
+        ),
+        (
+            [*DREAMBOOTH, "--rank", "4"],
+            "only --method lora and --method dreambooth-lora know --rank",
+        ),
+        (
+            ["--class-prompt", "a dog", "--class-count", "5"],
+            "only --method dreambooth and --method dreambooth-lora know --class-prompt, "
+            "--class-count",
+        ),
+        (["--method", "dreambooth"], "--method dreambooth needs --class-prompt, such as a photo"),
+        (["--method", "dreambooth-lora"], "--method dreambooth-lora needs --class-prompt"),
+        ([*DREAMBOOTH, "--batch-size", "3"], "--batch-size must be even"),
+        (
+            [*WORD, "--validate-every", "5", "--validation-count", "1"],
+            "--method textual-inversion has no loss to validate: pass --validate-every 0",
+        ),
+        ([*DREAMBOOTH, "--buckets"], "--method dreambooth takes squares only: leave --buckets out"),
+        ([*DREAMBOOTH, "--class-count", "0"], "--class-count must be at least 1"),
+        ([*DREAMBOOTH, "--prior-weight", ".nan"], "--prior-weight must not be negative"),
+        ([*DREAMBOOTH, "--instance-prompt", " "], "--instance-prompt must be words"),
+        ([*DREAMBOOTH, "--token", "<x>"], "only --method textual-inversion knows --token"),
+        (
+            [*DREAMBOOTH, "--from-config", "x", "--vae", "y", "--text-encoder", "z"],
+            "--method dreambooth needs trained weights: pass --model, not --from-config",
+        ),
+        (
+            ["--token", "<x>", "--vectors", "2"],
+            "only --method textual-inversion knows --token, --v",
+        ),
+        (["--method", "textual-inversion"], "needs --token, a new word such as <my-cat>"),
+        ([*WORD, "--vectors", "0"], "--vectors must be from 1 to 64"),
+        ([*WORD, "--vectors", "65"], "--vectors must be from 1 to 64"),
+        ([*WORD, "--initial", " "], "--initial must be words"),
+        ([*WORD[:-1], "emb_params"], "--token emb_params means something else in embedding files"),
+        ([*WORD, "--sample-every", "5"], "--sample-prompts without <x> show nothing"),
+        ([*WORD, "--instance-prompt", "x"], "only --method dreambooth and --method dreambooth-l"),
+        (
+            [*WORD, "--from-config", "x", "--vae", "y", "--text-encoder", "z"],
+            "--method textual-inversion needs trained weights",
+        ),
         (["--method", "lora", "--rank", "0"], "--rank must be at least 1"),
         (["--method", "lora", "--alpha", ".nan"], "--alpha must be positive"),
         (["--method", "lora", "--lora-targets", "to_q,,to_v"], "--lora-targets must be names"),
@@ -75,6 +147,25 @@ def test_the_options_of_the_objective():
         (["stray"], "stray"),
         (["--config", "none.yaml"], "none.yaml"),
         (["--steps", "0", "--lr", "-1", "--keep", "1"], "--steps must be at least 1; --lr must"),
+        (["--accumulate", "0"], "--accumulate must be at least 1"),
+        (["--validate-every", "5"], "needs --validation-data FOLDER or --validation-count N"),
+        (["--validate-every", "-1"], "--validate-every must not be negative"),
+        (["--validation-data", "v"], "is not looked at: pass --validate-every too"),
+        (
+            ["--validation-data", "d", "--validate-every", "5"],
+            "is what is trained on: pass",
+        ),
+        (["--validation-data", "v", "--validation-count", "3"], "both hold out: pass one"),
+        (["--trackers", "wandb,tensorbord"], "not 'tensorbord'; did you mean 'tensorboard'?"),
+        (["--trackers", "wandb,"], "--trackers knows tensorboard, wandb, trackio, not ''"),
+        (["--lr-schedule", "sine"], "lr_schedule"),
+        (["--lr-cycles", "2"], "--lr-cycles belongs to --lr-schedule cosine_with_restarts"),
+        (["--lr-power", "2"], "--lr-power belongs to --lr-schedule polynomial"),
+        (["--lr-power", ".nan"], "--lr-power must be positive"),
+        (["--lr-schedule", "polynomial", "--lr", "1e-8"], "polynomial ends at 1e-7: pass a larger"),
+        (["--optimizer", "adam"], "schedule-free, not 'adam'; did you mean 'adamw'?"),
+        (["--optimizer", "prodigy"], "finds the learning rate itself, --lr is a factor of it"),
+        (["--optimizer", "schedule-free"], "itself: pass --ema 0; --optimizer schedule-free needs"),
         (["--lr", ".nan"], "--lr must be positive"),
         (["--min-snr-gamma", ".nan"], "--min-snr-gamma must not be negative"),
         (["--offset-noise", "-0.1"], "--offset-noise must not be negative"),
@@ -90,6 +181,9 @@ def test_the_options_of_the_objective():
         (["--latents", "mode"], "latents"),
         (["--size", "65"], "--size must be a multiple of 8"),
         (["--ema", "1"], "--ema must be at least 0 and below 1"),
+        (["--check-data", "maybe"], "check_data"),
+        (["--max-bad", "1.5"], "--max-bad must lie between 0 and 1"),
+        (["--max-bad", ".nan"], "--max-bad must lie between 0 and 1"),
         (["--count", "0"], "--count must be at least 1"),
         (["--caption-dropout", "1.5"], "--caption-dropout must lie between 0 and 1"),
         (["--from-config", "x"], "--from-config needs --vae and --text-encoder"),

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -90,6 +91,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     done = max(steps_of(metrics))
     assert done < STEPS
     assert "the same command goes on from" in child.errors
+    assert shlex.join([str(word) for word in words[1:]]) in child.errors
     assert "Traceback" not in child.errors
     assert (tmp_path / "checkpoints" / f"step-{done:08d}" / "manifest.json").is_file()
     if number == signal.SIGTERM:

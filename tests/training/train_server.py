@@ -18,8 +18,10 @@ import torch
 
 PRELOADED = (
     "ldm_toolkit.training.run",
+    "ldm_toolkit.training.methods.dreambooth",
     "ldm_toolkit.training.methods.full",
     "ldm_toolkit.training.methods.lora",
+    "ldm_toolkit.training.methods.textual_inversion",
     "ldm_toolkit.training.text",
     "ldm_toolkit.pipeline",
     "peft",

@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from ldm_toolkit.training.config import UNetConfig, VAEConfig
+from ldm_toolkit.training.config import LoopConfig, UNetConfig, VAEConfig
 from ldm_toolkit.training.data import ImageFolder
+from ldm_toolkit.training.folders import load_network
+from ldm_toolkit.training.methods.dreambooth import DreamBooth
 from ldm_toolkit.training.methods.full import FullUNet
 from ldm_toolkit.training.methods.lora import LoraUNet
+from ldm_toolkit.training.methods.textual_inversion import TextualInversion
 from ldm_toolkit.training.methods.vae import VAEMethod
 
 
@@ -65,6 +70,20 @@ def tiny_vae(seed: int = 0, channels: tuple[int, ...] = (8, 8, 16, 16), groups: 
         )
 
 
+def random_moments(pictures: int, rng: torch.Generator) -> torch.Tensor:
+    """Posteriors of so many pictures, (N, 8, 8, 8): random means and little variance."""
+    mean = torch.randn(pictures, 4, 8, 8, generator=rng)
+    return torch.cat([mean, torch.full_like(mean, -8.0)], dim=1).half()
+
+
+def noise_schedule(prediction: str) -> dict[str, Any]:
+    """Stable Diffusion's schedule for a kind of prediction."""
+    return {
+        "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+        "prediction_type": prediction,
+    }  # fmt: skip
+
+
 def unet_method(
     output: Path,
     *,
@@ -73,25 +92,24 @@ def unet_method(
     prediction: str = "epsilon",
     kind: Any = FullUNet,
     unet: Any = None,
+    instances: int | None = None,
     **options: Any,
 ) -> tuple[Any, UNetConfig]:
     """A UNet method on random latents and embeddings of ``pictures`` pictures."""
     config = UNetConfig(**({"data": "none", "output": str(output), "size": 64} | options))
     rng = torch.Generator().manual_seed(1)
-    mean = torch.randn(pictures, 4, 8, 8, generator=rng)
+    moments = random_moments(pictures, rng)
     rows = [[1 + captions * i + n for n in range(captions)] for i in range(pictures)]
     method = kind(
         unet if unet is not None else tiny_unet(),
         config,
-        moments=torch.cat([mean, torch.full_like(mean, -8.0)], dim=1).half(),
+        moments=moments,
         embeddings=torch.randn(1 + captions * pictures, 7, 32, generator=rng).half(),
         caption_rows=rows,
         scaling_factor=0.5,
-        scheduler_config={
-            "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-            "prediction_type": prediction,
-        },
-    )  # fmt: skip
+        scheduler_config=noise_schedule(prediction),
+        instances=instances,
+    )
     return method, config
 
 
@@ -100,11 +118,80 @@ def lora_method(output: Path, **options: Any) -> tuple[LoraUNet, UNetConfig]:
     return unet_method(output, kind=LoraUNet, method="lora", **options)
 
 
+def dreambooth_method(
+    output: Path, *, instances: int = 2, kind: Any = DreamBooth, **options: Any
+) -> tuple[Any, UNetConfig]:
+    """DreamBooth in the same way: the first pictures are the subject's, the others its class's."""
+    settings = {"method": "dreambooth", "class_prompt": "a dog"} | options
+    return unet_method(output, kind=kind, instances=instances, **settings)
+
+
+def inversion_method(
+    output: Path,
+    model: Path,
+    *,
+    captions: Any = (("a dog",), ("a cat",)),
+    moments: torch.Tensor | None = None,
+    prediction: str = "epsilon",
+    unet: Any = None,
+    **options: Any,
+) -> tuple[TextualInversion, UNetConfig]:
+    """A textual inversion with the tokenizer and text encoder of a tiny model."""
+    settings = {"data": "none", "output": str(output), "size": 64}
+    settings |= {"method": "textual-inversion", "token": "<x>"}
+    config = UNetConfig(**(settings | options))
+    if moments is None:
+        moments = random_moments(len(captions), torch.Generator().manual_seed(1))
+    method = TextualInversion(
+        unet if unet is not None else tiny_unet(),
+        config,
+        tokenizer=CLIPTokenizer.from_pretrained(str(model / "tokenizer")),
+        encoder=load_network(CLIPTextModel, model / "text_encoder"),
+        captions=captions,
+        moments=moments,
+        scaling_factor=0.5,
+        scheduler_config=noise_schedule(prediction),
+    )
+    return method, config
+
+
 def vae_method(output: Path, data: Path, **options: Any) -> tuple[VAEMethod, VAEConfig]:
     """The autoencoder method on an image folder."""
     settings = {"data": str(data), "output": str(output), "size": 64, "crop": 32, "batch_size": 4}
     config = VAEConfig(**(settings | options))
     return VAEMethod(tiny_vae(), config, ImageFolder(data, config.size)), config
+
+
+class Line:
+    """The smallest method: fits w x = 2 x + noise of the position; can break at some steps."""
+
+    def __init__(self, bad=(), scale=1.0):
+        self.module = nn.Linear(2, 1)
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                parameter.fill_(0.5)
+        self.bad, self.scale, self.seen = set(bad), scale, []
+
+    def trainable(self):
+        return self.module
+
+    def batch(self, positions):
+        self.seen.append(list(positions))
+        return {"input": torch.tensor([[float(p % 7), 1.0] for p in positions])}
+
+    def loss(self, outputs, step):
+        loss = self.scale * (outputs - 3.0).square().mean()
+        return (loss * float("nan") if step in self.bad else loss), {}
+
+    def save(self, folder):
+        torch.save(self.module.state_dict(), folder / "line.pt")
+
+
+def line_config(output: Path, **options: Any) -> LoopConfig:
+    """Options of a short run of it."""
+    output.mkdir(exist_ok=True)
+    settings = {"steps": 12, "batch_size": 2, "warmup": 2, "lr": 0.05, "checkpoint_every": 4}
+    return LoopConfig(output=str(output), **(settings | options))
 
 
 def metric(output: Path, name: str) -> list[float]:

@@ -21,6 +21,9 @@ class Method(Protocol):
         require gradients. The frozen ones come from the model at every start.
         """
 
+    def checkpoint_gradients(self) -> None:
+        """From now on compute blocks twice instead of keeping what they computed."""
+
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Inputs of ``module`` for these positions of the run."""
 

@@ -1,7 +1,7 @@
 """What the methods that train a UNet share: samples from the caches, and the step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from ldm_toolkit.errors import UserError
 from ldm_toolkit.theory import diffusion, variational
 from ldm_toolkit.training import objectives
 from ldm_toolkit.training.config import UNetConfig
-from ldm_toolkit.training.rng import PermutationIndex, generator, uniform
+from ldm_toolkit.training.rng import AlternatingIndex, PermutationIndex, generator, uniform
 
 __all__ = ["UNetMethod", "trained_scheduler"]
 
@@ -52,9 +52,15 @@ def _refuse_epsilon(kind: str) -> None:
 
 
 class _UNetStep(nn.Module):
-    def __init__(self, unet: nn.Module, kind: str, gamma: float, debiased: bool = False) -> None:
+    """The batch's loss; ``text`` is embeddings, or with an encoder the token ids that it reads."""
+
+    def __init__(
+        self, unet: nn.Module, kind: str, config: UNetConfig, encoder: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.unet, self.kind, self.gamma, self.debiased = unet, kind, gamma, debiased
+        self.unet, self.kind, self.encoder = unet, kind, encoder
+        self.gamma, self.debiased = config.min_snr_gamma, config.debiased
+        self.prior_weight = config.prior_weight
 
     def forward(
         self,
@@ -64,26 +70,53 @@ class _UNetStep(nn.Module):
         alpha_bar: Tensor,
         text: Tensor,
         input_noise: Tensor | None = None,
+        prior: Tensor | None = None,
     ) -> Tensor:
+        if self.encoder is not None:
+            text = self.encoder(text).last_hidden_state
         added = noise if input_noise is None else input_noise
         noisy = diffusion.add_noise(latents, added, alpha_bar)
         prediction = self.unet(noisy, timesteps, encoder_hidden_states=text).sample
-        return objectives.noise_prediction_loss(
+        errors = objectives.prediction_errors(
             prediction, self.kind, latents, noise, alpha_bar, self.gamma, debiased=self.debiased
         )
+        if prior is None:
+            return errors.mean()
+        return objectives.prior_preservation(errors, prior, self.prior_weight)
+
+    def errors(
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor, alpha_bar: Tensor, text: Tensor
+    ) -> Tensor:
+        """Squared error of each sample without any weight, (B,): what validation compares."""
+        noisy = diffusion.add_noise(latents, noise, alpha_bar)
+        prediction = self.unet(noisy, timesteps, encoder_hidden_states=text).sample
+        return objectives.prediction_errors(prediction, self.kind, latents, noise, alpha_bar)
 
 
 class UNetMethod(ABC):
     """Trains the UNet, or something beside it, on cached latent moments and text embeddings.
 
-    ``moments`` is (N, 8, h, w): mean and log variance of the VAE's posterior. ``embeddings`` is
-    (M, T, D), row 0 the empty caption; ``caption_rows[i]`` are the rows of picture i.
-    ``adapter_file`` is the name of the file that ``save`` writes for beside a model; None where it
-    writes a part of the model's folder. Raises UserError for zero-terminal SNR with a model that
+    ``moments[i]`` is (8, h, w): mean and log variance of the VAE's posterior of picture i.
+    ``embeddings`` is (M, T, D), row 0 the empty caption, or token ids (M, T) where there is an
+    ``encoder``, which then reads them in every step; ``caption_rows[i]`` are the rows of picture i.
+    ``instances`` is the number of pictures of a subject, which pictures of its class follow: every
+    second sample is one of those, for prior preservation. ``index`` maps positions of the run to
+    pictures, of one size in each batch; without it all have one size, and each epoch is a
+    permutation. Raises UserError for zero-terminal SNR with a model that
     predicts epsilon.
     """
 
     adapter_file: ClassVar[str | None] = None
+    """Name of the file that ``save`` writes for beside a model; None for a part of its folder."""
+
+    encodes_text: ClassVar[bool] = False
+    """Whether it wants tokenizer, encoder and captions; otherwise it gets cached embeddings."""
+
+    makes_captions: ClassVar[bool] = False
+    """Whether it does without captions of the pictures."""
+
+    class_pictures: ClassVar[bool] = False
+    """Whether it wants pictures of the subject's class behind its own, and ``instances``."""
 
     @classmethod  # noqa: B027 - most methods refuse nothing
     def check(cls, config: UNetConfig, unet: Mapping[str, Any]) -> None:
@@ -92,16 +125,23 @@ class UNetMethod(ABC):
         Raises UserError.
         """
 
+    @classmethod  # noqa: B027 - as above
+    def check_words(cls, config: UNetConfig, tokenizer: Any) -> None:
+        """Refuse what a tokenizer cannot do, before hours of caching. Raises UserError."""
+
     def __init__(
         self,
         unet: UNet2DConditionModel,
         config: UNetConfig,
         *,
-        moments: Tensor,
+        moments: Tensor | Sequence[Tensor],
         embeddings: Tensor,
         caption_rows: Sequence[Sequence[int]],
         scaling_factor: float,
         scheduler_config: dict,
+        encoder: nn.Module | None = None,
+        instances: int | None = None,
+        index: Callable[[int], int] | None = None,
     ) -> None:
         from diffusers import DDPMScheduler
 
@@ -110,16 +150,30 @@ class UNetMethod(ABC):
         self._moments, self._embeddings, self._rows = moments, embeddings, caption_rows
         self._scaling_factor = scaling_factor
         self._alphas_cumprod = noise_scheduler.alphas_cumprod
-        self._index = PermutationIndex(config.seed, len(moments))
+        self._instances = instances
+        self._index: Callable[[int], int] = PermutationIndex(config.seed, len(moments))
+        if index is not None:
+            self._index = index
+        elif instances is not None:
+            self._index = AlternatingIndex(config.seed, instances, len(moments) - instances)
         kind = noise_scheduler.config.prediction_type
         if config.zero_terminal_snr:
             _refuse_epsilon(kind)
             self._alphas_cumprod = diffusion.zero_terminal_snr(self._alphas_cumprod)
-        self.module = _UNetStep(unet, kind, config.min_snr_gamma, config.debiased)
+        self.module = _UNetStep(unet, kind, config, encoder)
 
     def trainable(self) -> nn.Module:
         """The UNet."""
         return self.unet
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha_bar of each timestep, as it is trained."""
+        return self._alphas_cumprod
+
+    def checkpoint_gradients(self) -> None:
+        """From now on compute the UNet's blocks twice instead of keeping what they computed."""
+        self.unet.enable_gradient_checkpointing()
 
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Latents drawn from the posterior, noise, stratified timesteps and text."""
@@ -145,12 +199,15 @@ class UNetMethod(ABC):
         row = rows[int(uniform(seed, "caption", position) * len(rows))]
         if uniform(seed, "dropout", position) < self._config.caption_dropout:
             row = 0
+        text = self._embeddings[row]
         sample = {
             "latents": latents,
             "noise": noise,
             "timesteps": torch.tensor(self._timestep(position)),
-            "text": self._embeddings[row].float(),
+            "text": text.float() if text.is_floating_point() else text,
         }
+        if self._instances is not None:
+            sample["prior"] = torch.tensor(index >= self._instances)
         gamma = self._config.input_perturbation
         if gamma > 0:  # of a generator of its own: other options leave it as it is
             draw = torch.randn(mean.shape, generator=generator(seed, "perturbation", position))

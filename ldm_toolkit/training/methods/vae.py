@@ -60,6 +60,10 @@ class VAEMethod:
         """The autoencoder, and the critic where there is one."""
         return self.module
 
+    def checkpoint_gradients(self) -> None:
+        """From now on compute the blocks twice instead of keeping what they computed."""
+        self.vae.enable_gradient_checkpointing()
+
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Crops in [-1, 1] and the noise of the posterior's draw."""
         crops, noise = [], []

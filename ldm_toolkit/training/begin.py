@@ -1,0 +1,75 @@
+"""What every training command does first, before anything that takes long."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration
+
+from ldm_toolkit.errors import UserError
+from ldm_toolkit.training import optimizers
+from ldm_toolkit.training.config import LoopConfig
+from ldm_toolkit.training.folders import write_json
+from ldm_toolkit.training.loop import set_threads
+
+__all__ = ["begin"]
+
+logger = logging.getLogger(__name__)
+
+
+def begin(config: LoopConfig) -> Accelerator:
+    """The output folder with the configuration, threads, seed and the processes.
+
+    Raises UserError, CannotWrite.
+    """
+    set_threads(config.threads)
+    torch.manual_seed(config.seed)
+    output = Path(config.output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be made: {error.strerror}") from error
+    try:
+        accelerator = Accelerator(mixed_precision=config.mixed_precision, **_tracking(config))
+    except ValueError as error:  # fp16 without an accelerator
+        raise UserError(f"--mixed-precision {config.mixed_precision}: {error}") from error
+    _warn_if_alone(accelerator)
+    optimizers.check(config, accelerator.device)
+    if accelerator.is_main_process:
+        write_json(output / "config.json", vars(config))
+    return accelerator
+
+
+def _tracking(config: LoopConfig) -> dict[str, Any]:
+    """What Accelerate is told of ``--trackers``. Raises UserError for a missing package."""
+    names = config.tracker_names()
+    available = {str(tracker) for tracker in get_available_trackers()}
+    missing = [name for name in names if name not in available]  # Accelerate would leave them out
+    if missing:
+        raise UserError(
+            f"--trackers {', '.join(missing)}: not installed; pip install 'ldm-toolkit[trackers]'"
+        )
+    if not names:
+        return {}
+    folders = ProjectConfiguration(
+        project_dir=config.output, logging_dir=str(Path(config.output) / "logs")
+    )
+    return {"log_with": names, "project_config": folders}
+
+
+def _warn_if_alone(accelerator: Accelerator) -> None:
+    """Say so where `accelerate launch` was told of several processes and started one.
+
+    Without several GPUs it does (1.15: `prepare_simple_launcher_cmd_env`), and what the process can
+    see of it is this: an address to meet at, set for several only, and no number of processes.
+    """
+    launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
+    if accelerator.num_processes == 1 and launched and "WORLD_SIZE" not in os.environ:
+        logger.warning(
+            "one process trains alone: accelerate launch starts several only on GPUs; on CPUs use "
+            "torchrun --nproc_per_node N with ACCELERATE_USE_CPU=true"
+        )

@@ -1,0 +1,75 @@
+"""Pictures with captions from folders, shards, tables and the hub, or drawn on the fly.
+
+``places`` finds out what ``--data`` names and lists it, ``inspection`` looks at every picture once,
+``report`` says what was found, ``source`` gives pictures by index. No torch.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from ldm_toolkit.errors import InputError
+from ldm_toolkit.training.config import DataConfig
+from ldm_toolkit.training.data.geometry import Geometry
+from ldm_toolkit.training.data.inspection import inspect, refuse_bad
+from ldm_toolkit.training.data.places import list_data
+from ldm_toolkit.training.data.report import Plan, TokenCounts, report_text
+from ldm_toolkit.training.data.source import ImageFolder, Pictures, Source
+from ldm_toolkit.training.data.storybook import StorybookScenes
+
+__all__ = [
+    "ImageFolder",
+    "Plan",
+    "Source",
+    "StorybookScenes",
+    "TokenCounts",
+    "check_data",
+    "open_source",
+]
+
+logger = logging.getLogger(__name__)
+_STORYBOOK = "storybook"
+
+
+def open_source(
+    config: DataConfig,
+    *,
+    captions: int = 1,
+    seed: int = 0,
+    plan: Plan | None = None,
+    memory: Path | None = None,
+    quiet: bool = False,
+    caption: str | None = None,
+) -> Source:
+    """The source that ``--data`` names, after a look at every picture and a report of it.
+
+    ``captions`` and ``seed`` are those of drawn scenes. ``memory`` is a file in which looking is
+    remembered; ``quiet`` is for all processes but the first, which find the same. ``caption`` is
+    that of all pictures of a folder, "" for none. Raises InputError for bad pictures unless
+    ``--skip-bad`` leaves them out.
+    """
+    if config.data == _STORYBOOK and caption is None:
+        return StorybookScenes(config.count, config.size, captions, seed)
+    plan = plan if plan is not None else Plan(Geometry.square(config.size))
+    inspection = inspect(list_data(config, caption), memory, remember=not quiet)
+    refuse_bad(inspection, skip_bad=config.skip_bad, max_bad=config.max_bad)
+    if not quiet:
+        logger.info("%s", report_text(inspection, plan))
+        if inspection.problems:
+            logger.warning("the %d bad pictures above are skipped", len(inspection.problems))
+    return Pictures(inspection, plan.geometry)
+
+
+def check_data(config: DataConfig, plan: Plan, *, caption: str | None = None) -> None:
+    """Write the report of ``--check-data`` to stdout. Raises InputError where a picture is bad."""
+    if config.data == _STORYBOOK and caption is None:
+        sys.stdout.write(f"{config.count} scenes are drawn on the fly; nothing can be bad\n")
+        return
+    inspection = inspect(list_data(config, caption))
+    sys.stdout.write(report_text(inspection, plan) + "\n")
+    sys.stdout.flush()
+    if inspection.problems:
+        raise InputError(
+            f"{len(inspection.problems)} of {inspection.found} pictures are bad; see the report"
+        )
+    refuse_bad(inspection, skip_bad=False, max_bad=0.0)

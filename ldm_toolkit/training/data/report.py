@@ -1,0 +1,141 @@
+"""What a data set holds, for people: before the first step, and alone with ``--check-data``."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from ldm_toolkit.training.data.geometry import Geometry, cut_share
+from ldm_toolkit.training.data.inspection import Inspection
+
+__all__ = ["Plan", "TokenCounts", "report_text"]
+
+_TOKENS = 77
+_MOMENTS = 8  # mean and log variance of four channels, at every eighth pixel
+_SHOWN = 10
+_MUCH = 0.3  # a share of a picture whose loss is worth a word
+
+TokenCounts = Callable[[Sequence[str]], Sequence[int]]
+"""Captions -> the number of tokens of each, start and end included."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the data is for.
+
+    ``batch`` is the number of samples of a step over all processes. ``text_width`` is the text
+    encoder's, where latents and embeddings are cached.
+    """
+
+    geometry: Geometry
+    batch: int = 1
+    token_counts: TokenCounts | None = None
+    text_width: int | None = None
+
+
+def report_text(inspection: Inspection, plan: Plan) -> str:
+    """The report, a line each finding, with every bad picture named."""
+    bad = len(inspection.problems)
+    lines = [f"{inspection.listing.place}: {inspection.found} pictures, {bad} of them bad"]
+    lines += [f"  {problem}" for problem in inspection.problems]
+    lines += [f"{count} {what}" for what, count in inspection.listing.unread.most_common(_SHOWN)]
+    if inspection.entries:
+        lines += _copies(inspection)
+        lines += _long_captions(inspection, plan)
+        lines += _sizes(inspection, plan)
+        lines += _cache(inspection, plan)
+    return "\n".join(lines)
+
+
+def _copies(inspection: Inspection) -> list[str]:
+    """Pictures with the very same pixels."""
+    groups: dict[tuple[str, int, int], list[str]] = defaultdict(list)
+    for entry, fact in zip(inspection.entries, inspection.facts, strict=True):
+        groups[fact.pixels, fact.width, fact.height].append(entry.name)
+    same = [names for names in groups.values() if len(names) > 1]
+    if not same:
+        return []
+    extra = sum(len(names) - 1 for names in same)
+    return [f"{extra} exact copies: {_some(' = '.join(names[:_SHOWN]) for names in same)}"]
+
+
+def _long_captions(inspection: Inspection, plan: Plan) -> list[str]:
+    """Captions of which the text encoder does not see the end."""
+    pairs = [(entry.name, text) for entry in inspection.entries for text in entry.captions]
+    if plan.token_counts is None or not pairs:
+        return []
+    counts = plan.token_counts([text for _, text in pairs])
+    cut = [
+        f"{name} ({count})"
+        for (name, _), count in zip(pairs, counts, strict=True)
+        if count > _TOKENS
+    ]
+    if not cut:
+        return []
+    return [f"{len(cut)} captions are longer than {_TOKENS} tokens and are cut: {_some(cut)}"]
+
+
+def _sizes(inspection: Inspection, plan: Plan) -> list[str]:
+    """The pictures' sizes, and what bringing them to those of the training does to them."""
+    sizes = sorted(((f.width, f.height) for f in inspection.facts), key=lambda s: s[0] * s[1])
+    small, middle, large = (f"{w}x{h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
+    lines = [f"sizes from {small} to {large}, in the middle {middle}"]
+    shapes: Counter[tuple[int, int]] = Counter()
+    cuts: dict[tuple[int, int], list[float]] = defaultdict(list)
+    much: list[str] = []
+    enlarged: list[str] = []
+    for entry, fact in zip(inspection.entries, inspection.facts, strict=True):
+        shape = plan.geometry.nearest(fact.width, fact.height)
+        cut = cut_share((fact.width, fact.height), shape)
+        shapes[shape] += 1
+        cuts[shape].append(cut)
+        if cut > _MUCH:
+            much.append(f"{entry.name} ({cut:.0%})")
+        if fact.width < shape[0] or fact.height < shape[1]:
+            enlarged.append(entry.name)
+    for shape, count in sorted(shapes.items()):
+        lines.append(
+            f"{shape[0]}x{shape[1]}: {count} pictures, {sum(cuts[shape]) / count:.0%} of their "
+            f"area is cut off{_repeated(count, plan)}"
+        )
+    if much:
+        lines.append(f"{len(much)} pictures lose more than {_MUCH:.0%}: {_some(much)}")
+    if enlarged:
+        lines.append(f"{len(enlarged)} pictures are smaller and are enlarged: {_some(enlarged)}")
+    return lines
+
+
+def _repeated(count: int, plan: Plan) -> str:
+    """What fills the last batch of a bucket up; without buckets batches go on over epochs."""
+    again = -count % plan.batch
+    if len(plan.geometry.shapes) == 1 or not again:
+        return ""
+    return f", {again} are shown again to fill batches of {plan.batch}"
+
+
+def _cache(inspection: Inspection, plan: Plan) -> list[str]:
+    """What latents and embeddings take, as float16."""
+    if plan.text_width is None:
+        return []
+    places = 0
+    for fact in inspection.facts:
+        width, height = plan.geometry.nearest(fact.width, fact.height)
+        places += (width // 8) * (height // 8)
+    texts = {text for entry in inspection.entries for text in entry.captions} | {""}
+    latents = 2 * _MOMENTS * places  # two bytes a number
+    embeddings = 2 * _TOKENS * plan.text_width * len(texts)
+    return [
+        f"the cache takes {_human(latents)} for latents and {_human(embeddings)} for "
+        f"{len(texts)} captions, on disk and in the memory of every process"
+    ]
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few of many, and how many more there are."""
+    found = list(names)
+    more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(found[:_SHOWN]) + more
+
+
+def _human(size: int) -> str:
+    """Bytes for people: ``3.4 GB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(size / 1e6, 0.1):.1f} MB"

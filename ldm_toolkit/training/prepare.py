@@ -1,0 +1,297 @@
+"""What the UNet's training is given: pictures, and their latents and captions, computed once."""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ldm_toolkit.errors import InputError, UserError
+from ldm_toolkit.latents import pil_to_pixels
+from ldm_toolkit.training import cache
+from ldm_toolkit.training.config import UNetConfig, VAEConfig
+from ldm_toolkit.training.data import Plan, Source, open_source
+from ldm_toolkit.training.data.folder import only_pictures
+from ldm_toolkit.training.data.geometry import Geometry
+from ldm_toolkit.training.folders import load_network, network_config
+from ldm_toolkit.training.held_out import hold_out
+from ldm_toolkit.training.methods.unet_step import UNetMethod
+from ldm_toolkit.training.prior import DrawClass, check_class, complete_class
+from ldm_toolkit.training.rng import BucketIndex
+
+__all__ = [
+    "UNetInputs",
+    "encode_captions",
+    "load_tokenizer",
+    "moments",
+    "open_data",
+    "shared_caption",
+    "text",
+    "unet_inputs",
+    "unet_plan",
+]
+
+logger = logging.getLogger(__name__)
+_TOKENS = 77
+
+
+def unet_plan(config: UNetConfig, tokenizer: Any, encoder_folder: Path, processes: int) -> Plan:
+    """What the data is brought to and cached as. Raises ModelError."""
+    return Plan(
+        Geometry.buckets(config.size) if config.buckets else Geometry.square(config.size),
+        batch=config.batch_size * config.accumulate * processes,
+        token_counts=lambda texts: [len(ids) for ids in tokenizer(list(texts))["input_ids"]],
+        text_width=network_config(encoder_folder).get("hidden_size"),
+    )
+
+
+def shared_caption(config: UNetConfig, kind: type[UNetMethod]) -> str | None:
+    """The caption of all pictures of ``--data``; "" where they need none, None for their own."""
+    if config.instance_prompt is None and kind.makes_captions and only_pictures(Path(config.data)):
+        return ""
+    return config.instance_prompt
+
+
+def open_data(
+    config: UNetConfig | VAEConfig,
+    plan: Plan,
+    accelerator: Accelerator,
+    cache_folder: Path,
+    *,
+    captions: int = 1,
+    caption: str | None = None,
+) -> Source:
+    """The pictures of ``--data``, the same in every process. Raises InputError.
+
+    ``captions`` is the number of those of a drawn scene, ``caption`` the one of all pictures.
+    """
+    memory = cache_folder / "checked.jsonl"
+    quiet = not accelerator.is_main_process
+    source = open_source(
+        config,
+        captions=captions,
+        seed=config.seed,
+        plan=plan,
+        memory=memory,
+        quiet=quiet,
+        caption=caption,
+    )
+    if len(set(gather_object([source.fingerprint]))) > 1:
+        raise InputError(
+            f"--data {config.data} is not the same for every process: a picture cannot be read, or "
+            "is another one, on one of the machines"
+        )
+    return source
+
+
+@dataclass(frozen=True)
+class UNetInputs:
+    """What a method trains on.
+
+    ``given`` are arguments of a `UNetMethod`, ``held_out`` those of what is validated on, if there
+    is any; ``hashes`` say what a resumed run must share.
+    """
+
+    given: dict[str, Any]
+    held_out: dict[str, Any] | None
+    hashes: dict[str, str]
+
+
+def unet_inputs(
+    config: UNetConfig,
+    kind: type[UNetMethod],
+    parts: Mapping[str, Path],
+    tokenizer: Any,
+    accelerator: Accelerator,
+    untrained: Callable[[Path], Path],
+    draw_class: DrawClass | None,
+) -> UNetInputs:
+    """Look at the pictures, draw those of the class that lack, encode them and their captions.
+
+    ``parts`` are the folders of the model's parts. ``untrained`` says where the model lies that
+    draws; it may put it into the folder that it is given. Raises InputError, UserError, ModelError,
+    CannotWrite.
+    """
+    folder = Path(config.cache or Path(config.output) / "cache")
+    plan = unet_plan(config, tokenizer, parts["text_encoder"], accelerator.num_processes)
+    caption = shared_caption(config, kind)
+    if kind.class_pictures:
+        check_class(_class_folder(config), config.class_prompt or "")
+
+    def opened(one: UNetConfig | VAEConfig) -> Source:
+        captions = config.captions
+        return open_data(one, plan, accelerator, folder, captions=captions, caption=caption)
+
+    def cached(sources: Sequence[Source]) -> tuple[dict[str, Any], dict[str, str]]:
+        with accelerator.main_process_first():
+            latents, scaling_factor, data = moments(parts["vae"], sources, folder, accelerator)
+            captions = [source.captions(i) for source in sources for i in range(len(source))]
+            encoder = parts["text_encoder"]
+            given, told = text(kind, tokenizer, encoder, captions, folder, accelerator)
+        given |= {"moments": latents, "scaling_factor": scaling_factor}
+        return given, {"data": data, "text_encoder": told}
+
+    own, held = hold_out(config, opened(config), opened)
+    sources = [own]
+    if kind.class_pictures:
+        _complete_class(config, accelerator, untrained, draw_class)
+        place = str(_class_folder(config))
+        pictures = replace(config, data=place, validation_data=None, validate_every=0)
+        sources.append(open_data(pictures, plan, accelerator, folder, caption=config.class_prompt))
+    given, hashes = cached(sources)
+    if kind.class_pictures:
+        given["instances"] = len(own)
+    if config.buckets:
+        given["index"] = _bucket_index(own, config.seed, plan.batch)
+    watched = cached([held])[0] if held is not None and config.validate_every > 0 else None
+    return UNetInputs(given, watched, hashes)
+
+
+def _class_folder(config: UNetConfig) -> Path:
+    return Path(config.class_data or Path(config.output) / "class")
+
+
+def _complete_class(
+    config: UNetConfig,
+    accelerator: Accelerator,
+    untrained: Callable[[Path], Path],
+    draw_class: DrawClass | None,
+) -> None:
+    """Draw the pictures of a subject's class where they lack."""
+    folder, prompt = _class_folder(config), config.class_prompt or ""
+    with accelerator.main_process_first(), tempfile.TemporaryDirectory() as temporary:
+
+        def draw(seeds: Sequence[int]) -> Iterable[Image.Image]:
+            if draw_class is None:
+                raise UserError(f"--class-data {folder} lacks {len(seeds)} pictures: give it some")
+            return draw_class(untrained(Path(temporary, "model")), prompt, seeds, config.size)
+
+        complete_class(folder, prompt, config.class_count, config.seed, draw)
+
+
+def _bucket_index(source: Source, seed: int, batch: int) -> BucketIndex:
+    """The order of pictures of several sizes, batches of one size each."""
+    return BucketIndex(seed, [source.size(index) for index in range(len(source))], batch)
+
+
+@torch.inference_mode()
+def moments(
+    vae_folder: Path, sources: Sequence[Source], folder: Path, accelerator: Accelerator
+) -> tuple[Sequence[Tensor] | Tensor, float, str]:
+    """Mean and log variance of every picture, (8, h, w) float16, scaling factor, and hash.
+
+    Each source has a cache of its own.
+    """
+    vae = load_network(AutoencoderKL, vae_folder).eval()
+    model = cache.module_hash(vae)
+    keys = [f"{source.fingerprint} {model} {accelerator.mixed_precision}" for source in sources]
+
+    def encode(pixels: Tensor) -> Tensor:
+        with accelerator.autocast():  # not around the cache: CPUs cannot join float16 in it
+            return vae.encode(pixels).latent_dist.parameters.clamp(-30.0, 20.0)
+
+    found = [
+        _source_moments(encode, source, folder, key)
+        for source, key in zip(sources, keys, strict=True)
+    ]
+    told = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+    rows = found[0] if len(found) == 1 else [row for one in found for row in one]
+    return rows, vae.config.scaling_factor, told
+
+
+def _source_moments(
+    encode: Callable[[Tensor], Tensor], source: Source, folder: Path, key: str
+) -> Sequence[Tensor] | Tensor:
+    """The moments of each picture of a source, one tensor where all have the same size."""
+    sizes: dict[tuple[int, int], list[int]] = {}
+    for index in range(len(source)):
+        sizes.setdefault(source.size(index), []).append(index)
+
+    def rows(own: str, members: Sequence[int]) -> Tensor:
+        """Those of pictures of one size."""
+
+        def compute(places: Sequence[int]) -> Tensor:
+            pixels = [pil_to_pixels(source.image(members[place])) for place in places]
+            return encode(torch.stack(pixels))
+
+        return cache.cached_rows(folder, own, len(members), compute, "latents")
+
+    if len(sizes) == 1:
+        return rows(key, range(len(source)))
+    found = [torch.empty(0)] * len(source)
+    for (width, height), members in sizes.items():
+        for index, row in zip(members, rows(f"{key} {width}x{height}", members), strict=True):
+            found[index] = row
+    return found
+
+
+def text(
+    kind: type[UNetMethod],
+    tokenizer: Any,
+    encoder_folder: Path,
+    captions: Sequence[Sequence[str]],
+    folder: Path,
+    accelerator: Accelerator,
+) -> tuple[dict[str, Any], str]:
+    """What a method gets of the captions of each picture, by argument, and its hash.
+
+    Cached embeddings, or the text encoder itself where the method has to run it.
+    """
+    encoder = load_network(CLIPTextModel, encoder_folder).eval()
+    if kind.encodes_text:  # the encoder's weights are among what is frozen
+        words = tokenizer.backend_tokenizer.to_str()
+        told = hashlib.sha256(f"{captions} {words}".encode()).hexdigest()
+        return {"tokenizer": tokenizer, "encoder": encoder, "captions": captions}, told
+    rows, texts = _caption_rows(captions)
+    _warn_of_cuts(tokenizer, texts)
+
+    @torch.inference_mode()
+    def compute(indices: Sequence[int]) -> Tensor:
+        with accelerator.autocast():
+            return encode_captions(tokenizer, encoder, [texts[index] for index in indices])
+
+    # The tokenizer counts as well: other tokens, other embeddings.
+    model = f"{tokenizer.backend_tokenizer.to_str()} {cache.module_hash(encoder)}"
+    key = f"{texts} {hashlib.sha256(model.encode()).hexdigest()} {accelerator.mixed_precision}"
+    embeddings = cache.cached_rows(folder, key, len(texts), compute, "embeddings")
+    told = hashlib.sha256(key.encode()).hexdigest()
+    return {"embeddings": embeddings, "caption_rows": rows}, told
+
+
+def _caption_rows(captions: Sequence[Sequence[str]]) -> tuple[list[list[int]], list[str]]:
+    """Rows of each picture's captions, and the text of each row; row 0 is the empty caption."""
+    known = {"": 0}
+    rows = [[known.setdefault(text, len(known)) for text in own] for own in captions]
+    return rows, list(known)
+
+
+def _warn_of_cuts(tokenizer: Any, texts: Sequence[str]) -> None:
+    lengths = [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
+    if max(lengths) > _TOKENS:
+        longest = texts[lengths.index(max(lengths))]
+        cut = sum(length > _TOKENS for length in lengths)
+        logger.warning("%d captions are cut at %d tokens, e.g. %.60r", cut, _TOKENS, longest)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder. Raises UserError."""
+    try:
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no CLIP tokenizer: {error}") from error
+
+
+def encode_captions(tokenizer: Any, encoder: Any, captions: Sequence[str]) -> Tensor:
+    """Captions -> (B, 77, D); longer ones are cut at 77 tokens."""
+    tokens = tokenizer(list(captions), padding="max_length", truncation=True, max_length=_TOKENS)
+    return encoder(torch.tensor(tokens["input_ids"])).last_hidden_state

@@ -1,0 +1,134 @@
+"""The state of a training run between two steps: what a checkpoint holds."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+
+from ldm_toolkit.errors import UserError
+from ldm_toolkit.training import checkpoints, optimizers
+from ldm_toolkit.training.config import LoopConfig
+from ldm_toolkit.training.methods.protocol import Method
+from ldm_toolkit.training.resume import check_course, course
+
+__all__ = ["RunState"]
+
+logger = logging.getLogger(__name__)
+
+
+class RunState:
+    """The network in training, its optimiser and average, and the step that is next."""
+
+    def __init__(
+        self,
+        method: Method,
+        config: LoopConfig,
+        accelerator: Accelerator,
+        inputs: Mapping[str, Any],
+    ) -> None:
+        self.method, self.config, self.accelerator = method, config, accelerator
+        self.folder = Path(config.output) / "checkpoints"
+        self.course = course(
+            config, {**_frozen(method), **inputs, "processes": accelerator.num_processes}
+        )
+        self.parameters = [p for p in method.trainable().parameters() if p.requires_grad]
+        optimizer = optimizers.create(config, self.parameters)
+        if config.gradient_checkpointing:
+            method.checkpoint_gradients()
+        # `accelerate launch` may have set another number, by which backward() would divide.
+        accelerator.gradient_accumulation_steps = config.accumulate
+        module = method.module.to(accelerator.device)
+        if config.compile:
+            module = torch.compile(module)  # type: ignore[assignment]
+        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        self.ema = None
+        if config.ema > 0:
+            self.ema = EMAModel(
+                self.parameters, decay=config.ema, use_ema_warmup=True, power=0.75, foreach=True
+            )
+        self.step, self.bad_steps = 0, 0
+
+    def checkpoint(self) -> None:
+        """Write the run's state; on one process only, the others wait."""
+        if self.accelerator.is_main_process:
+            tensors = {
+                "weights": checkpoints.named_state(self.method.trainable()),
+                "optimizer": checkpoints.optimizer_tensors(self.optimizer.optimizer),
+            }
+            state: dict[str, Any] = {"seed": self.config.seed, "bad_steps": self.bad_steps}
+            state["course"] = self.course
+            scalars = checkpoints.optimizer_scalars(self.optimizer.optimizer)
+            if scalars:
+                state["optimizer"] = scalars
+            if self.ema is not None:
+                tensors["ema"] = {str(i): p for i, p in enumerate(self.ema.shadow_params)}
+                state["ema_step"] = self.ema.optimization_step
+            if self.accelerator.scaler is not None:
+                state["scaler"] = self.accelerator.scaler.state_dict()
+            checkpoints.save(self.folder, checkpoints.Checkpoint(self.step, tensors, state))
+            checkpoints.prune(self.folder, self.config.keep, newest=self.step)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self) -> None:
+        """Take up the newest whole checkpoint where there is one. Raises UserError."""
+        found = checkpoints.latest(self.folder)
+        if found is None:
+            return
+        before = {"seed": found.state["seed"], **found.state.get("course", {})}
+        check_course(before, self.course, self.folder)
+        try:
+            checkpoints.restore_state(self.method.trainable(), found.tensors["weights"])
+        except ValueError as error:
+            raise UserError(
+                f"{self.folder} belongs to another network ({error}); pass the same model, another "
+                "--output, or --resume false to start again"
+            ) from error
+        checkpoints.restore_optimizer(
+            self.optimizer.optimizer, found.tensors["optimizer"], found.state.get("optimizer")
+        )
+        if self.ema is not None:
+            shadow = found.tensors["ema"]
+            for index, parameter in enumerate(self.ema.shadow_params):
+                parameter.copy_(shadow[str(index)])
+            self.ema.optimization_step = found.state["ema_step"]
+        if self.accelerator.scaler is not None and "scaler" in found.state:
+            self.accelerator.scaler.load_state_dict(found.state["scaler"])
+        self.step, self.bad_steps = found.step, found.state["bad_steps"]
+        logger.info("resumed at step %d", self.step)
+
+    def stopping(self, received: bool) -> bool:
+        """Whether any process received a signal: all have to leave after the same step."""
+        if self.accelerator.num_processes == 1:
+            return received
+        flag = torch.tensor([int(received)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum").item())
+
+    @property
+    def averages(self) -> bool:
+        """Whether there is an average of the weights."""
+        return self.ema is not None or optimizers.averages(self.optimizer.optimizer)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside the block the network has its averaged weights."""
+        if self.ema is None:
+            with optimizers.averaged(self.optimizer.optimizer, self.parameters):
+                yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+
+def _frozen(method: Method) -> dict[str, str]:
+    """The content of what checkpoints leave out: a resumed run must start from the same model."""
+    digest = checkpoints.frozen_hash(method.trainable())
+    return {"model": digest} if digest is not None else {}

@@ -1,0 +1,60 @@
+"""Whether the disk has room for all that a run writes, before its first step."""
+
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from ldm_toolkit.errors import CannotWrite
+from ldm_toolkit.training import optimizers
+from ldm_toolkit.training.run_state import RunState
+
+__all__ = ["check_space", "checkpoint_bytes"]
+
+
+def check_space(run: RunState) -> None:
+    """Raise CannotWrite where checkpoints and result will not fit.
+
+    ``keep`` checkpoints stay while the next one is written. Those of a run that goes on are counted
+    as room, because new ones take their place.
+    """
+    output, copies = Path(run.config.output), run.config.keep + 1
+    one, result = checkpoint_bytes(run), _result_bytes(run)
+    there = sum(file.stat().st_size for file in run.folder.rglob("*") if file.is_file())
+    needed = max(0, copies * one - there) + result
+    try:
+        free = shutil.disk_usage(output).free
+    except OSError as error:
+        raise CannotWrite(f"cannot write {output}: {error.strerror or error}") from error
+    if free < needed:
+        raise CannotWrite(
+            f"{output} is on a disk with {_size(free)} free, and the run needs {_size(needed)}: "
+            f"{copies} checkpoints of {_size(one)} while one is written, and {_size(result)} for "
+            "the result; make room or choose another --output"
+        )
+
+
+def checkpoint_bytes(run: RunState) -> int:
+    """About how large a checkpoint will be: weights, average and the optimiser's state."""
+    trained = sum(parameter.nbytes for parameter in run.parameters)
+    numbers = sum(parameter.numel() for parameter in run.parameters)
+    state = numbers * optimizers.STATE_BYTES[run.config.optimizer]
+    average = trained if run.ema is not None else 0
+    return _trained_bytes(run.method.trainable()) + average + int(state)
+
+
+def _result_bytes(run: RunState) -> int:
+    """About how large the result will be: a whole network, or what was trained beside one."""
+    module = run.method.trainable()
+    if getattr(run.method, "adapter_file", None) is not None:
+        return _trained_bytes(module)
+    return sum(tensor.nbytes for tensor in module.state_dict().values())
+
+
+def _trained_bytes(module: nn.Module) -> int:
+    whole = sum(tensor.nbytes for tensor in module.state_dict().values())
+    return whole - sum(p.nbytes for p in module.parameters() if not p.requires_grad)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
