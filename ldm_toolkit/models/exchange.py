@@ -80,7 +80,10 @@ def from_diffusers(pipeline: Any) -> Components:
             + (f": it lacks {', '.join(missing)}" if missing else "")
         )
     scheduler = parts.pop("scheduler")
-    config = dict(scheduler.config)
+    # A default of its class is no property of the model: another scheduler has its own, as in
+    # diffusers' from_config.
+    assumed = {"_use_default_values", *scheduler.config.get("_use_default_values", ())}
+    config = {key: value for key, value in scheduler.config.items() if key not in assumed}
     factor = latent_factor(parts["vae"].config)
     width, height = image_size(parts["unet"].config, factor)
     name = Path(str(pipeline.config.get("_name_or_path") or "")).name or type(pipeline).__name__

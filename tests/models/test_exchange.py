@@ -76,6 +76,17 @@ def test_other_warnings_pass() -> None:
     assert said == ["something real", note]
 
 
+def test_what_a_scheduler_assumes_is_not_the_models_own(tiny_model: Path) -> None:
+    """PNDM made in code assumes leading timesteps; Euler from its configuration does not."""
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
+    theirs.scheduler = diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1)
+    expected = diffusers.EulerDiscreteScheduler.from_config(theirs.scheduler.config)
+    found = LatentPipeline.from_diffusers(theirs).make_scheduler("euler")
+    assert expected.config.timestep_spacing == "linspace"
+    assert found.config.timestep_spacing == expected.config.timestep_spacing
+    assert (found.config.steps_offset, found.config.beta_end) == (1, expected.config.beta_end)
+
+
 def test_from_diffusers_draws_the_same(pipe: LatentPipeline, tiny_model: Path) -> None:
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(tiny_model)
     ours = LatentPipeline.from_diffusers(theirs)
