@@ -11,7 +11,7 @@ import torch
 
 from ldm_toolkit.errors import LdmToolkitError, UserError
 
-__all__ = ["compile_networks", "explained"]
+__all__ = ["check_compiler", "compile_networks", "explained"]
 
 _log = logging.getLogger(__name__)
 # One for each shape: sizes, batches, guided or not, LoRAs. Beyond, torch goes back to eager.
@@ -25,7 +25,7 @@ def compile_networks(unet: Any, vae: Any, device: torch.device) -> None:
     the convolutions; so whoever changes weights has to compile anew. Networks that are compiled
     stay as they are. Raises UserError where there is no compiler.
     """
-    _check_compiler(device)
+    check_compiler(device)
     _tell_times()
     torch._dynamo.config.recompile_limit = max(_MOST_VERSIONS, torch._dynamo.config.recompile_limit)
     options = {"freezing": True} if device.type == "cpu" else None
@@ -34,7 +34,7 @@ def compile_networks(unet: Any, vae: Any, device: torch.device) -> None:
             network.compile(dynamic=False, options=options)
 
 
-def _check_compiler(device: torch.device) -> None:
+def check_compiler(device: torch.device) -> None:
     """Whether this machine has what inductor calls. Raises UserError."""
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler

@@ -88,6 +88,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "out of memory" in text
         or "can't allocate memory" in text
+        or "cannot allocate memory" in text
         or "not enough memory" in text
         or "could not create a primitive" in text  # oneDNN's words for it
     )

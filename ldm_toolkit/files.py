@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ldm_toolkit.errors import CannotWrite, ModelError
@@ -85,8 +85,12 @@ def _rename_exclusively(beside: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def staged_directory(final: str | Path) -> Iterator[Path]:
+def staged_directory(
+    final: str | Path, settled: Callable[[], Path] | None = None
+) -> Iterator[Path]:
     """A folder to fill that appears as ``final`` only when the block ended without an error.
+
+    ``settled`` is asked at the end of the block for another name, which was not known before.
 
     Every file is fsynced before the rename, so a power cut leaves a whole folder or none.
     An existing ``final`` is replaced. What killed processes left of earlier attempts goes.
@@ -105,7 +109,7 @@ def staged_directory(final: str | Path) -> Iterator[Path]:
                 else:
                     fsync_directory(file)
             fsync_directory(staging)
-            _put_in_place(staging, final)
+            _put_in_place(staging, final if settled is None else settled())
     except OSError as error:
         raise CannotWrite(f"cannot write {final}: {error.strerror or error}") from error
 

@@ -155,7 +155,11 @@ def _read_header(manifest: Path) -> dict[str, Any] | None:
         header = json.loads(line)
     except ValueError:
         header = None
-    if not isinstance(header, dict) or header.get("job") != 1:
+    if (
+        not isinstance(header, dict)
+        or header.get("job") != 1
+        or type(header.get("seed")) is not int
+    ):
         raise InputError(f"{manifest} is not the manifest of a job; take another folder")
     return header
 
@@ -268,7 +272,7 @@ def _complete(sha256: str, job: Job, index: int) -> Recipe | None:
 
     ``sha256`` is that of the model's weights. Raises UserError for a picture of another model.
     """
-    path, options = job.path(index), job.rows[index].options
+    path = job.path(index)
     if not path.exists():
         return None
     try:
@@ -276,11 +280,20 @@ def _complete(sha256: str, job: Job, index: int) -> Recipe | None:
         whole = job.format == "jpg" or pixels_sha256(image) == recipe.pixels_sha256
     except UserError:
         return None
-    fits = (recipe.prompt, recipe.seed) == (options.prompt, options.seed)
-    fits = fits and recipe.batch_size <= job.batch_size  # less where memory ran out
+    fits = recipe.batch_size <= job.batch_size  # less where memory ran out
+    fits = fits and _is_of(recipe, job.rows[index])
     if recipe.model.get("sha256") != sha256:
         raise UserError(f"{path} was made by another model; take an empty folder for this one")
     return recipe if whole and fits else None
+
+
+def _is_of(recipe: Recipe, row: Row) -> bool:
+    """Whether a picture was made by what a row asks for; what it leaves open may be anything."""
+    asked = dataclasses.asdict(row.options)
+    inputs = (recipe.image_sha256, recipe.mask_sha256) == (row.image_sha256, row.mask_sha256)
+    return inputs and all(
+        value is None or value == getattr(recipe, name) for name, value in asked.items()
+    )
 
 
 def _repair(manifest: Path) -> None:

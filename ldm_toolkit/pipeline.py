@@ -39,6 +39,7 @@ class LatentPipeline(Parts):
 
     def __init__(self, components: Components, *, scheduler: str | None = None) -> None:
         self._use(components)
+        self._offline: bool | None = None
         self._defaults = components.defaults
         if scheduler is not None:
             name = schedulers.resolve_name(scheduler, classes=True)
@@ -82,14 +83,13 @@ class LatentPipeline(Parts):
             attention=attention,
             compile=compile,
         )
-        return cls(components, scheduler=scheduler)
+        pipe = cls(components, scheduler=scheduler)
+        pipe._offline = offline
+        return pipe
 
     @classmethod
     def from_diffusers(cls, pipeline: Any) -> "LatentPipeline":
-        """The networks of a diffusers pipeline (Stable Diffusion 1.x or 2.x), not copied.
-
-        Raises UserError for a pipeline of another kind.
-        """
+        """The networks of a diffusers pipeline (1.x or 2.x), not copied. Raises UserError."""
         return cls(exchange.from_diffusers(pipeline))
 
     def to_diffusers(self) -> Any:
@@ -97,10 +97,7 @@ class LatentPipeline(Parts):
         return exchange.to_diffusers(self.components, self.make_scheduler())
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model in the diffusers layout; unchanged weights keep their bytes.
-
-        Raises CannotWrite, and UserError for a folder that exists.
-        """
+        """Write the model; unchanged weights keep their bytes. Raises CannotWrite, UserError."""
         exchange.save_components(self.components, folder, self.make_scheduler())
 
     def load_lora(
@@ -110,7 +107,8 @@ class LatentPipeline(Parts):
 
         Raises ModelError, also when any of its tensors has no place in the model.
         """
-        self._use(adapters.load_lora(self.components, path_or_id, scale, name))
+        loaded = adapters.load_lora(self.components, path_or_id, scale, name, offline=self._offline)
+        self._use(loaded)
 
     def unload_loras(self) -> None:
         """Take all LoRAs away; the weights are the same bits as before the first."""

@@ -96,7 +96,7 @@ def compare(original: Original, picture: Image.Image, recipe: Recipe) -> Compari
     old, new = original.picture.convert("RGB"), picture.convert("RGB")
     made = original.recipe.pixels_sha256
     if original.lossy and made is not None:
-        identical = pixels_sha256(new) == made
+        identical = old.size == new.size and pixels_sha256(new) == made
     else:
         identical = old.size == new.size and old.tobytes() == new.tobytes()
     if identical:

@@ -278,3 +278,18 @@ class TestOptions:
             refused = ldm_gen("--replay", done.paths[0], *words)
             assert refused.code == 2
             assert told in refused.err
+
+
+def test_without_its_manifest_a_picture_of_other_options_is_made_again(
+    ldm_gen: Command, workdir: Path
+) -> None:
+    (workdir / "p.txt").write_text("a dog\na cat\n")
+    words = ("--prompts", "p.txt", "--seed", 5, "-o", "out/")
+    assert ldm_gen(*words, "--steps", 2).code == 0
+    before = (workdir / "out/00000-5.png").read_bytes()
+    (workdir / "out/manifest.jsonl").unlink()
+    assert ldm_gen(*words, "--steps", 3).code == 0
+    assert (workdir / "out/00000-5.png").read_bytes() != before
+    (workdir / "out/manifest.jsonl").unlink()
+    assert ldm_gen(*words, "--steps", 2).code == 0
+    assert (workdir / "out/00000-5.png").read_bytes() == before

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_toolkit.errors import InputError
+from ldm_toolkit import compilation
+from ldm_toolkit.errors import InputError, UserError
 from ldm_toolkit.images import open_image, pixels_sha256, read_recipe, save_image
 from ldm_toolkit.models import identity
 from ldm_toolkit.pipeline import LatentPipeline
@@ -114,6 +115,33 @@ def test_how_it_was_computed_is_asked_for_again(
     told = ldm_gen("--replay", "absent.png").err
     assert "made with another device than it was" in told
     assert (asked[2]["device"], asked[2]["dtype"]) == ("auto", "float32")
+
+
+def test_without_a_compiler_a_compiled_picture_is_made_without(
+    ldm_gen: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ldm_gen("a cat", *QUICK).paths[0]
+    save_image(
+        open_image(first),
+        "compiled.png",
+        dataclasses.replace(read_recipe(first), compile=True),
+        overwrite=False,
+    )
+
+    def absent(device: object) -> None:
+        raise UserError("compiling needs a C++ compiler")
+
+    monkeypatch.setattr(compilation, "check_compiler", absent)
+    done = ldm_gen("--replay", "compiled.png")
+    assert done.code == 0
+    assert "needs a C++ compiler; the picture is made without" in done.err
+
+
+def test_a_cropped_jpeg_is_not_identical(ldm_gen: Command) -> None:
+    first = ldm_gen("a cat", *QUICK, "-o", "a.jpg").paths[0]
+    cropped = open_image(first).crop((0, 0, 32, 32))
+    save_image(cropped, "cropped.jpg", read_recipe(first), overwrite=False)
+    assert ldm_gen("--replay", "cropped.jpg").code == 1
 
 
 def test_a_lossy_picture_gives_the_lossless_one(ldm_gen: Command) -> None:

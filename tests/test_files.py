@@ -269,3 +269,13 @@ def test_names_that_no_folder_can_have(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     assert "\0" not in str(caught.value)
     assert names(tmp_path) == ["file"]
+
+
+def test_a_staged_folder_may_get_its_name_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first/theirs").write_text("x")
+    with files.staged_directory(tmp_path / "first", lambda: tmp_path / "second") as folder:
+        (folder / "ours").write_text("y")
+    assert (tmp_path / "first/theirs").read_text() == "x"
+    assert (tmp_path / "second/ours").read_text() == "y"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]

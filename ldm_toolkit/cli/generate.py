@@ -248,7 +248,8 @@ def _picture(
             pass
         return _write(request, run.result, path, seed), run.result
     # The folder gets its name when the picture has, so that an interruption leaves neither.
-    with staged_directory(steps_folder(path)) as folder:
+    # Another run may take the picture's name meanwhile: the folder is called as the picture is.
+    with staged_directory(steps_folder(path), lambda: steps_folder(path)) as folder:
         _save_intermediates(steps, folder, request.every)
         path = _write(request, run.result, path, seed)
     if not request.quiet:

@@ -64,9 +64,10 @@ def _as_recorded(choice: ModelChoice, recipe: "Recipe") -> ModelChoice:
 
     Where this machine lacks it the person is told, and it computes as it can.
     """
+    from ldm_toolkit.compilation import check_compiler
     from ldm_toolkit.hardware import choose_attention, choose_device, choose_dtype
 
-    changes: dict[str, Any] = {"compile": choice.compile or recipe.compile}
+    changes: dict[str, Any] = {}
     checks: dict[str, Callable[[str], object]] = {
         "device": choose_device,
         "dtype": lambda name: choose_dtype(name, choose_device(device)),
@@ -83,6 +84,14 @@ def _as_recorded(choice: ModelChoice, recipe: "Recipe") -> ModelChoice:
         else:
             changes[name] = getattr(recipe, name)
             device = changes.get("device", device)
+    if recipe.compile and not choice.compile:
+        try:
+            check_compiler(choose_device(device))
+        except UserError as error:
+            note(f"{error}; the picture is made without, and it was made with it")
+        else:
+            note("the picture was made by a compiled model; compiling takes a minute or more")
+            changes["compile"] = True
     return dataclasses.replace(choice, **changes)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class ModelChoice:
             "attention": self.attention,
             "compile": self.compile,
             "threads": threads,
+            "tokenizer": _file_hashes(self.tokenizer) if self.tokenizer is not None else None,
             "loras": [(sha256_file(path), scale) for path, scale in self.loras],
             "embeddings": [(sha256_file(path), word) for path, word in self.embeddings],
         }
@@ -258,13 +260,18 @@ def _embedding(text: str, problems: list[str]) -> tuple[Path, str | None]:
 def _check_file(option: str, path: Path, problems: list[str]) -> None:
     if path.suffix.lower() != ".safetensors":
         problems.append(f"{option}: {path} is no .safetensors file")
-    elif not path.is_file():
-        problems.append(f"{option}: there is no file {path}")
+    elif not os.path.isfile(path):  # Path.is_file raises for a name that is too long
+        problems.append(f"{option}: there is no file {path!s:.200}")
     else:
         try:
             check_safetensors(path)
         except ModelError as error:
             problems.append(f"{option}: {error}")
+
+
+def _file_hashes(folder: str) -> list[str]:
+    """The SHA-256 of every file in a folder."""
+    return [sha256_file(path) for path in sorted(Path(folder).rglob("*")) if path.is_file()]
 
 
 def _check_device(device: str, dtype: str, problems: list[str]) -> None:

@@ -34,7 +34,12 @@ _NETWORKS = ("unet", "text_encoder")
 
 
 def load_lora(
-    components: Components, path: str | Path, scale: float = 1.0, name: str | None = None
+    components: Components,
+    path: str | Path,
+    scale: float = 1.0,
+    name: str | None = None,
+    *,
+    offline: bool | None = None,
 ) -> Components:
     """Components with one more LoRA, in addition to those there; ``components`` stay as they are.
 
@@ -47,7 +52,7 @@ def load_lora(
     strength = finite(scale)
     if strength is None:
         raise UserError(f"a LoRA's scale must be a finite number, not {scale!r:.80}")
-    file = checked_file(fetch_lora(path), "LoRA")
+    file = checked_file(fetch_lora(path, offline=offline), "LoRA")
     taken = {lora.name for lora in components.loras}
     label, number = name if name is not None else file.stem, 1
     while name is None and label in taken:  # trainers call every file the same

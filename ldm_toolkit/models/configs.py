@@ -117,6 +117,10 @@ def _check_vae(vae: Mapping[str, Any]) -> None:
                 + (" (Stable Diffusion 3 and Flux have 16)" if name == "latent_channels" else "")
             )
     _channels(vae, "vae")
+    size = vae.get("sample_size")
+    for side in size if isinstance(size, list) else [size]:
+        # The side of diffusers' tiles.
+        _whole({"sample_size": 512 if side is None else side}, "vae", "sample_size", 32, 8192, 512)
     for name, default, low in (("scaling_factor", 0.18215, 0.0), ("shift_factor", None, -math.inf)):
         value = vae.get(name, default)
         if value is None:

@@ -36,6 +36,7 @@ _DESCRIPTION = (
     *_TOKENIZER,
     *(f"{part}/config.json" for part in PARTS),
 )
+_FILE = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
 _LORA = "pytorch_lora_weights.safetensors"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
@@ -138,7 +139,7 @@ def fetch_tokenizer(
         return check_tokenizer(folder)
 
 
-def fetch_lora(place: str | Path) -> str | Path:
+def fetch_lora(place: str | Path, *, offline: bool | None = None) -> str | Path:
     """The file of a LoRA: a path as it is, ``owner/name`` or ``owner/name/file`` from the hub.
 
     A repository without a file's name must hold ``pytorch_lora_weights.safetensors`` or one other
@@ -149,17 +150,20 @@ def fetch_lora(place: str | Path) -> str | Path:
     owner, _, rest = place.partition("/")
     name, _, file = rest.partition("/")
     repository = f"{owner}/{name}"
-    if not on_hub(repository) or (not file and name.lower().endswith(".safetensors")):
+    named = file if file else name
+    if not on_hub(repository) or bool(file) != named.lower().endswith(".safetensors"):
+        return place
+    if file and not _FILE.fullmatch(file):
         return place
     from huggingface_hub import HfApi, get_cached_repo_tree, is_offline_mode, snapshot_download
 
-    local = is_offline_mode()
+    local = is_offline_mode() if offline is None else offline
     with _explained(repository, None, local):
         pinned = HfApi().resolve_revision(repository, local_files_only=local)
         asked = file or _LORA
         options: dict[str, Any] = {"revision": pinned, "local_files_only": local}
         folder = Path(snapshot_download(repository, allow_patterns=[asked], **options))
-        if ".." in Path(asked).parts or not (folder / asked).is_file():
+        if not (folder / asked).is_file():
             tree = get_cached_repo_tree(repository, revision=pinned)
             there = [one.path for one in tree if one.path.endswith(".safetensors")]
             if file or len(there) != 1:

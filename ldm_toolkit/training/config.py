@@ -65,8 +65,8 @@ class DataConfig:
     def data_problems(self) -> list[str]:
         """What is wrong with the data options, one line each."""
         found = []
-        if self.size < 64 or self.size % 8:
-            found.append("--size must be a multiple of 8 and at least 64")
+        if not 64 <= self.size <= 4096 or self.size % 8:
+            found.append("--size must be a multiple of 8 and from 64 to 4096")
         if self.count < 1:
             found.append("--count must be at least 1")
         if not 0 <= self.max_bad <= 1:
@@ -138,6 +138,8 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions,
             )
         found += self.lora_problems(self.method)
         found += self.prior_problems(self.method, self.batch_size)
+        if self.sample_every and not self.sample_prompts:
+            found.append("--sample-every needs --sample-prompts")
         found += self.word_problems(self.method, self.sample_prompts if self.sample_every else ())
         if self.validate_every > 0 and self.method in WORD_METHODS:
             found.append(f"--method {self.method} has no loss to validate: pass --validate-every 0")
@@ -212,7 +214,10 @@ class VAEConfig(LoopConfig, DataConfig, ValidationOptions):
         if self.from_config is not None and self.train == "decoder":
             found.append("--from-config makes fresh weights: pass --train all")
         if self.crop < 32 or self.crop % 8 or self.crop > self.size:
-            found.append("--crop must be a multiple of 8 between 32 and --size")
+            found.append(
+                f"--crop {self.crop} must be a multiple of 8, at least 32 and at most --size "
+                f"{self.size}"
+            )
         if self.crops < 1:
             found.append("--crops must be at least 1")
         for name in ("kl_weight", "gradient_weight", "adversarial_weight", "adversarial_start"):

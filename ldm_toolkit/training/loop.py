@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ldm_toolkit.errors import NumericalError
 from ldm_toolkit.hardware import threads_per_process
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.methods.protocol import Method
@@ -69,6 +70,7 @@ def train(
                 _sample(run, sample)
     if accelerator.is_main_process:
         with run.averaged():
+            _check_finite(method)
             method.save(Path(config.output))
     accelerator.wait_for_everyone()
 
@@ -77,6 +79,16 @@ def _interrupted(run: RunState, code: int) -> Interrupted:
     words = () if run.config.resume else ("--resume", "true")
     command = " ".join(["the same command", *(["with"] if words else []), *words])
     return Interrupted(code, f"stopped by a signal; {command} goes on from {run.folder}", words)
+
+
+def _check_finite(method: Method) -> None:
+    """Refuse to write weights that hold NaN or infinity. Raises NumericalError."""
+    for name, parameter in method.trainable().named_parameters():
+        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+            raise NumericalError(
+                f"{name} holds NaN or infinity after the training; nothing was written; try a "
+                "smaller --lr"
+            )
 
 
 def _sample(run: RunState, sample: Callable[[int], None]) -> None:

@@ -94,6 +94,9 @@ class LoopConfig:
         for name in ("seed", "warmup", "threads", "sample_every", "weight_decay"):
             if not getattr(self, name) >= 0:  # NaN neither
                 found.append(f"--{name.replace('_', '-')} must not be negative")
+        for name, most in (("seed", 2**63 - 1), ("threads", 1 << 16), ("batch_size", 1 << 16)):
+            if getattr(self, name) > most:
+                found.append(f"--{name.replace('_', '-')} must be at most {most}")
         if not 0 < self.lr < float("inf"):
             found.append("--lr must be positive")
         if not self.max_grad_norm > 0:

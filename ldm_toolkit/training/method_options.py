@@ -50,8 +50,8 @@ class LoraOptions:
     def lora_problems(self, method: str) -> list[str]:
         """What is wrong with the LoRA's options, one line each."""
         found = _strange(self, LoraOptions, method, _LORA)
-        if self.rank < 1:
-            found.append("--rank must be at least 1")
+        if not 1 <= self.rank <= 4096:
+            found.append("--rank must be from 1 to 4096")
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             found.append("--alpha must be positive")
         if not all(word.strip() for word in self.lora_targets.split(",")):

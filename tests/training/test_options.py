@@ -137,7 +137,7 @@ def test_switches_need_no_value():
             [*WORD, "--from-config", "x", "--vae", "y", "--text-encoder", "z"],
             "--method textual-inversion needs trained weights",
         ),
-        (["--method", "lora", "--rank", "0"], "--rank must be at least 1"),
+        (["--method", "lora", "--rank", "0"], "--rank must be from 1 to 4096"),
         (["--method", "lora", "--alpha", ".nan"], "--alpha must be positive"),
         (["--method", "lora", "--lora-targets", "to_q,,to_v"], "--lora-targets must be names"),
         (
@@ -147,6 +147,10 @@ def test_switches_need_no_value():
         (["stray"], "stray"),
         (["--config", "none.yaml"], "none.yaml"),
         (["--steps", "0", "--lr", "-1", "--keep", "1"], "--steps must be at least 1; --lr must"),
+        (["--seed", "18446744073709551616"], "--seed must be at most 9223372036854775807"),
+        (["--threads", "2147483648"], "--threads must be at most 65536"),
+        (["--sample-every", "1", "--sample-prompts", "[]"], "--sample-every needs --sample-prom"),
+        (["--size", "100000"], "--size must be a multiple of 8 and from 64 to 4096"),
         (["--accumulate", "0"], "--accumulate must be at least 1"),
         (["--validate-every", "5"], "needs --validation-data FOLDER or --validation-count N"),
         (["--validate-every", "-1"], "--validate-every must not be negative"),
@@ -200,7 +204,10 @@ def test_mistakes_are_told(words, told):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--crop", "600"], "--crop must be a multiple of 8 between 32 and --size"),
+        (
+            ["--crop", "600"],
+            "--crop 600 must be a multiple of 8, at least 32 and",
+        ),
         (["--from-config", "x"], "--from-config makes fresh weights: pass --train all"),
         (["--crops", "0"], "--crops must be at least 1"),
         (["--kl-weight", "-1"], "--kl-weight must not be negative"),
