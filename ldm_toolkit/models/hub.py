@@ -153,7 +153,7 @@ def fetch_lora(place: str | Path, *, offline: bool | None = None) -> str | Path:
     named = file if file else name
     if not on_hub(repository) or bool(file) != named.lower().endswith(".safetensors"):
         return place
-    if file and not _FILE.fullmatch(file):
+    if place.endswith("/") or (file and not _FILE.fullmatch(file)):
         return place
     from huggingface_hub import HfApi, get_cached_repo_tree, is_offline_mode, snapshot_download
 
