@@ -135,7 +135,7 @@ MANY = [
 ]
 
 
-@pytest.mark.parametrize("steps", [999, 1000])
+@pytest.mark.parametrize("steps", [pytest.param(999, marks=pytest.mark.slow), 1000])
 @pytest.mark.parametrize("name", MANY)
 def test_the_most_steps_run_and_stay_finite(name: str, steps: int) -> None:
     """diffusers counts past the last timestep for some, divides by zero for others."""
