@@ -9,7 +9,6 @@ __all__ = [
     "PatchDiscriminator",
     "adaptive_weight",
     "masked_mean",
-    "noise_prediction_loss",
     "prediction_errors",
     "prior_preservation",
     "reconstruction_loss",
@@ -41,23 +40,6 @@ def prediction_errors(
     if debiased:
         per_sample = per_sample * diffusion.debiased_weight(kind, alpha_bar)
     return per_sample
-
-
-def noise_prediction_loss(
-    prediction: Tensor,
-    kind: str,
-    x_0: Tensor,
-    eps: Tensor,
-    alpha_bar: Tensor,
-    gamma: float = 0.0,
-    *,
-    debiased: bool = False,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Mean over the batch of ``prediction_errors``, with the same arguments; float32, scalar."""
-    return prediction_errors(
-        prediction, kind, x_0, eps, alpha_bar, gamma, debiased=debiased, mask=mask
-    ).mean()
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

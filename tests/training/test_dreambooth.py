@@ -70,7 +70,7 @@ def test_the_loss_is_that_of_the_subject_and_weighted_that_of_the_class(weight, 
     method.module.unet.forward = lambda *_, **__: SimpleNamespace(sample=guess)
     loss, _ = method.loss(method.module(**columns), 0)
     errors = [
-        objectives.noise_prediction_loss(
+        objectives.prediction_errors(
             guess[i : i + 1], "epsilon", columns["latents"][i : i + 1],
             columns["noise"][i : i + 1], columns["alpha_bar"][i : i + 1],
             options.get("min_snr_gamma", 0.0), debiased=options.get("debiased", False),

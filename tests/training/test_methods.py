@@ -183,9 +183,9 @@ def test_only_the_input_of_the_network_is_perturbed(prediction, tmp_path):
     assert torch.equal(
         seen["noisy"], diffusion.add_noise(latents, columns["input_noise"], alpha_bar)
     )
-    expected = objectives.noise_prediction_loss(
+    expected = objectives.prediction_errors(
         torch.zeros_like(noise), prediction, latents, noise, alpha_bar
-    )
+    ).mean()
     assert torch.equal(loss, expected)
 
 

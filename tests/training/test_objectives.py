@@ -15,9 +15,9 @@ def batch(seed=0):
 
 @pytest.mark.parametrize("gamma", [0.0, 5.0])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_noise_prediction_loss(kind, gamma):
+def test_prediction_errors(kind, gamma):
     prediction, x_0, eps, alpha_bar = batch()
-    loss = objectives.noise_prediction_loss(prediction, kind, x_0, eps, alpha_bar, gamma)
+    loss = objectives.prediction_errors(prediction, kind, x_0, eps, alpha_bar, gamma).mean()
     p, x, e = (t.double().numpy() for t in (prediction, x_0, eps))
     parts = []
     for i, a in enumerate(alpha_bar.double().tolist()):
@@ -67,9 +67,9 @@ def test_losses_and_gradients(kind, weighting, masked):
         mask = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(1))
         mask[1], mask[2, :, :2] = 0.0, 0.0  # one shows nothing, one little
     options = weighting_options(weighting)
-    loss = objectives.noise_prediction_loss(
+    loss = objectives.prediction_errors(
         prediction, kind, x_0, eps, alpha_bar, mask=mask, **options
-    )
+    ).mean()
     loss.backward()
     value, gradient = expected_loss_and_gradient(kind, weighting, mask)
     assert float(loss.detach()) == pytest.approx(value, rel=1e-5)
@@ -137,7 +137,7 @@ def test_masked_means():
 
 def test_losses_are_float32_under_autocast_dtypes():
     prediction, x_0, eps, alpha_bar = batch()
-    half = objectives.noise_prediction_loss(prediction.bfloat16(), "epsilon", x_0, eps, alpha_bar)
+    half = objectives.prediction_errors(prediction.bfloat16(), "epsilon", x_0, eps, alpha_bar)
     assert half.dtype == torch.float32
     assert objectives.reconstruction_loss(x_0.bfloat16(), eps, 1.0).dtype == torch.float32
 
