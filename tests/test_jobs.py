@@ -95,6 +95,16 @@ def test_interrupted_anywhere_it_ends_with_the_same_folder(
         assert found == expected
 
 
+def cut_manifest(folder: Path, damage: str) -> None:
+    """Leave of a manifest what a kill leaves, where the damage is one of its own."""
+    manifest = folder / "manifest.jsonl"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    if damage == "half a line":
+        manifest.write_bytes(b"".join(lines[:4]) + lines[4][:20])
+    elif damage == "no line":
+        manifest.write_bytes(b"".join(lines[:3]))
+
+
 @pytest.mark.parametrize("damage", ["half a line", "no line", "half a picture", "other picture"])
 def test_what_a_kill_leaves_is_mended(
     damage: str, pipe: LatentPipeline, rows: list[Row], tmp_path: Path
@@ -102,16 +112,11 @@ def test_what_a_kill_leaves_is_mended(
     folder = tmp_path / "out"
     run(pipe, rows, folder)
     expected = folder_bytes(folder)
-    manifest = folder / "manifest.jsonl"
-    lines = manifest.read_bytes().splitlines(keepends=True)
-    if damage == "half a line":
-        manifest.write_bytes(b"".join(lines[:4]) + lines[4][:20])
-    elif damage == "no line":
-        manifest.write_bytes(b"".join(lines[:3]))
-    elif damage == "half a picture":
+    cut_manifest(folder, damage)
+    if damage == "half a picture":
         path = folder / "00001-6.png"
         path.write_bytes(path.read_bytes()[:-300])
-    else:
+    elif damage == "other picture":
         (folder / "00001-6.png").write_bytes((folder / "00000-5.png").read_bytes())
     done = run(pipe, rows, folder)
     assert sum(not one.found for one in done) == (1 if "picture" in damage else 0)
@@ -125,13 +130,8 @@ def test_a_finished_job_needs_no_model(
     folder = tmp_path / "out"
     run(pipe, rows, folder)
     expected = folder_bytes(folder)
-    manifest = folder / "manifest.jsonl"
-    lines = manifest.read_bytes().splitlines(keepends=True)
-    if damage == "half a line":
-        manifest.write_bytes(b"".join(lines[:4]) + lines[4][:20])
-    elif damage == "no line":
-        manifest.write_bytes(b"".join(lines[:3]))
-    elif damage == "leftover":
+    cut_manifest(folder, damage)
+    if damage == "leftover":
         (folder / f".{'a' * 16}.tmp").write_bytes(b"half")
     job = open_job(rows, folder, seed=5, drawn=0, batch_size=2)
     assert job.has_all_files()

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,25 +77,16 @@ def fetch_model(
     Raises ModelError.
     """
     check_variant(variant)
-    from huggingface_hub import HfApi, get_cached_repo_tree, is_offline_mode, snapshot_download
+    from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
-    local = is_offline_mode() if offline is None else offline
-    with _explained(model, revision, local):
-        pinned = HfApi().resolve_revision(model, revision=revision, local_files_only=local)
+    with _pinned(model, revision, offline) as (pinned, local):
         asked = [
             f"{part}/{index}"
             for part in PARTS
             for _, index in weight_names(part, variant, allow_pickle=allow_pickle)
         ]
-        folder = Path(
-            snapshot_download(
-                model,
-                revision=pinned,
-                local_files_only=local,
-                allow_patterns=[*_DESCRIPTION, *asked],
-            )
-        )
+        folder = _download(model, pinned, local, [*_DESCRIPTION, *asked])
         check_description(folder)
         try:
             tree = get_cached_repo_tree(model, revision=pinned)
@@ -113,7 +104,7 @@ def fetch_model(
             _log.warning(
                 "downloading %s of %s, commit %s", _human(total), model, pinned.resolved[:12]
             )
-        snapshot_download(model, revision=pinned, local_files_only=local, allow_patterns=names)
+        _download(model, pinned, local, names)
     return Snapshot(folder, pinned.resolved)
 
 
@@ -124,16 +115,8 @@ def fetch_tokenizer(
 
     Raises ModelError.
     """
-    from huggingface_hub import HfApi, is_offline_mode, snapshot_download
-
-    local = is_offline_mode() if offline is None else offline
-    with _explained(model, revision, local):
-        pinned = HfApi().resolve_revision(model, revision=revision, local_files_only=local)
-        folder = Path(
-            snapshot_download(
-                model, revision=pinned, local_files_only=local, allow_patterns=list(_TOKENIZER)
-            )
-        )
+    with _pinned(model, revision, offline) as (pinned, local):
+        folder = _download(model, pinned, local, _TOKENIZER)
         if not (folder / "tokenizer").is_dir():
             raise ModelError("the model lacks a folder tokenizer")
         return check_tokenizer(folder)
@@ -155,14 +138,11 @@ def fetch_lora(place: str | Path, *, offline: bool | None = None) -> str | Path:
         return place
     if place.endswith("/") or (file and not _FILE.fullmatch(file)):
         return place
-    from huggingface_hub import HfApi, get_cached_repo_tree, is_offline_mode, snapshot_download
+    from huggingface_hub import get_cached_repo_tree
 
-    local = is_offline_mode() if offline is None else offline
-    with _explained(repository, None, local):
-        pinned = HfApi().resolve_revision(repository, local_files_only=local)
+    with _pinned(repository, None, offline) as (pinned, local):
         asked = file or _LORA
-        options: dict[str, Any] = {"revision": pinned, "local_files_only": local}
-        folder = Path(snapshot_download(repository, allow_patterns=[asked], **options))
+        folder = _download(repository, pinned, local, [asked])
         if not (folder / asked).is_file():
             tree = get_cached_repo_tree(repository, revision=pinned)
             there = [one.path for one in tree if one.path.endswith(".safetensors")]
@@ -173,7 +153,7 @@ def fetch_lora(place: str | Path, *, offline: bool | None = None) -> str | Path:
                     f"{repository}/FILE"
                 )
             (asked,) = there
-            snapshot_download(repository, allow_patterns=[asked], **options)
+            _download(repository, pinned, local, [asked])
     return folder / asked
 
 
@@ -198,6 +178,27 @@ def _weights(
 def _human(size: int) -> str:
     """Bytes for people: ``3.4 GB``."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(size / 1e6, 0.1):.1f} MB"
+
+
+@contextlib.contextmanager
+def _pinned(model: str, revision: str | None, offline: bool | None) -> Iterator[tuple[Any, bool]]:
+    """The commit that a revision is now, and whether to stay offline; errors are explained."""
+    from huggingface_hub import HfApi, is_offline_mode
+
+    local = is_offline_mode() if offline is None else offline
+    with _explained(model, revision, local):
+        yield HfApi().resolve_revision(model, revision=revision, local_files_only=local), local
+
+
+def _download(model: str, pinned: Any, local: bool, names: Sequence[str]) -> Path:
+    """Bring the files with these names or patterns into the cache; the snapshot's folder."""
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            model, revision=pinned, local_files_only=local, allow_patterns=list(names)
+        )
+    )
 
 
 @contextlib.contextmanager
