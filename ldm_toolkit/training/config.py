@@ -11,6 +11,7 @@ from ldm_toolkit.training.loop_config import LoopConfig, ValidationOptions
 from ldm_toolkit.training.method_options import (
     PRIOR_METHODS,
     WORD_METHODS,
+    EncoderOptions,
     LoraOptions,
     PriorOptions,
     WordOptions,
@@ -75,7 +76,15 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
-class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions, ValidationOptions):
+class UNetConfig(
+    LoopConfig,
+    DataConfig,
+    EncoderOptions,
+    LoraOptions,
+    PriorOptions,
+    WordOptions,
+    ValidationOptions,
+):
     """Train the UNet to predict noise.
 
     Attributes:
@@ -136,6 +145,7 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions,
                 f"--method must be one of {', '.join(UNET_METHODS)}, not {self.method!r:.80}"
                 + suggestion(self.method, UNET_METHODS)
             )
+        found += self.encoder_problems(self.method, self.optimizer)
         found += self.lora_problems(self.method)
         found += self.prior_problems(self.method, self.batch_size)
         if self.sample_every and not self.sample_prompts:

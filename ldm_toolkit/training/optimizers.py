@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.training import checkpoints
@@ -29,8 +30,11 @@ _OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 _PROBE = (8, 8192)  # 8-bit optimisers quantise from 4096 numbers on
 
 
-def create(config: LoopConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """The optimiser that ``--optimizer`` names. Raises UserError where its package is missing."""
+def create(config: LoopConfig, parameters: ParamsT) -> torch.optim.Optimizer:
+    """The optimiser that ``--optimizer`` names, of parameters or of groups of them.
+
+    Raises UserError where its package is missing.
+    """
     if config.optimizer == "adamw":
         return torch.optim.AdamW(
             parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True

@@ -31,7 +31,7 @@ from ldm_toolkit.training.rng import BucketIndex
 
 __all__ = [
     "UNetInputs",
-    "encode_captions",
+    "caption_tokens",
     "load_tokenizer",
     "moments",
     "open_data",
@@ -47,11 +47,12 @@ _TOKENS = 77
 
 def unet_plan(config: UNetConfig, tokenizer: Any, encoder_folder: Path, processes: int) -> Plan:
     """What the data is brought to and cached as. Raises ModelError."""
+    width = network_config(encoder_folder).get("hidden_size")
     return Plan(
         Geometry.buckets(config.size) if config.buckets else Geometry.square(config.size),
         batch=config.batch_size * config.accumulate * processes,
         token_counts=lambda texts: [len(ids) for ids in tokenizer(list(texts))["input_ids"]],
-        text_width=network_config(encoder_folder).get("hidden_size"),
+        text_width=0 if config.train_text_encoder else width,
     )
 
 
@@ -137,7 +138,7 @@ def unet_inputs(
             latents, scaling_factor, data = moments(parts["vae"], sources, folder, accelerator)
             captions = [source.captions(i) for source in sources for i in range(len(source))]
             encoder = parts["text_encoder"]
-            given, told = text(kind, tokenizer, encoder, captions, folder, accelerator)
+            given, told = text(config, kind, tokenizer, encoder, captions, folder, accelerator)
         given |= {"moments": latents, "scaling_factor": scaling_factor}
         return given, {"data": data, "text_encoder": told}
 
@@ -149,6 +150,8 @@ def unet_inputs(
         pictures = replace(config, data=place, validation_data=None, validate_every=0)
         sources.append(open_data(pictures, plan, accelerator, folder, caption=config.class_prompt))
     given, hashes = cached(sources)
+    if kind.encodes_text or config.train_text_encoder:
+        given["encoder"] = load_network(CLIPTextModel, parts["text_encoder"])
     if kind.class_pictures:
         given["instances"] = len(own)
     if config.buckets:
@@ -236,6 +239,7 @@ def _source_moments(
 
 
 def text(
+    config: UNetConfig,
     kind: type[UNetMethod],
     tokenizer: Any,
     encoder_folder: Path,
@@ -245,23 +249,27 @@ def text(
 ) -> tuple[dict[str, Any], str]:
     """What a method gets of the captions of each picture, by argument, and its hash.
 
-    Cached embeddings, or the text encoder itself where the method has to run it.
+    Cached embeddings; token ids, or the captions themselves, where the text encoder runs in every
+    step.
     """
-    encoder = load_network(CLIPTextModel, encoder_folder).eval()
+    # Other tokens, other embeddings.
+    words = tokenizer.backend_tokenizer.to_str()
+    told = hashlib.sha256(f"{captions} {words}".encode()).hexdigest()
     if kind.encodes_text:  # the encoder's weights are among what is frozen
-        words = tokenizer.backend_tokenizer.to_str()
-        told = hashlib.sha256(f"{captions} {words}".encode()).hexdigest()
-        return {"tokenizer": tokenizer, "encoder": encoder, "captions": captions}, told
+        return {"tokenizer": tokenizer, "captions": captions}, told
     rows, texts = _caption_rows(captions)
     _warn_of_cuts(tokenizer, texts)
+    if config.train_text_encoder:
+        return {"embeddings": caption_tokens(tokenizer, texts), "caption_rows": rows}, told
+    encoder = load_network(CLIPTextModel, encoder_folder).eval()
 
     @torch.inference_mode()
     def compute(indices: Sequence[int]) -> Tensor:
         with accelerator.autocast():
-            return encode_captions(tokenizer, encoder, [texts[index] for index in indices])
+            tokens = caption_tokens(tokenizer, [texts[index] for index in indices])
+            return encoder(tokens).last_hidden_state
 
-    # The tokenizer counts as well: other tokens, other embeddings.
-    model = f"{tokenizer.backend_tokenizer.to_str()} {cache.module_hash(encoder)}"
+    model = f"{words} {cache.module_hash(encoder)}"
     key = f"{texts} {hashlib.sha256(model.encode()).hexdigest()} {accelerator.mixed_precision}"
     embeddings = cache.cached_rows(folder, key, len(texts), compute, "embeddings")
     told = hashlib.sha256(key.encode()).hexdigest()
@@ -291,7 +299,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder} holds no CLIP tokenizer: {error}") from error
 
 
-def encode_captions(tokenizer: Any, encoder: Any, captions: Sequence[str]) -> Tensor:
-    """Captions -> (B, 77, D); longer ones are cut at 77 tokens."""
+def caption_tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    """Captions -> token ids (B, 77); longer ones are cut at 77 tokens."""
     tokens = tokenizer(list(captions), padding="max_length", truncation=True, max_length=_TOKENS)
-    return encoder(torch.tensor(tokens["input_ids"])).last_hidden_state
+    return torch.tensor(tokens["input_ids"])
