@@ -99,6 +99,9 @@ class UNetConfig(
         caption_dropout: Share of captions replaced by the empty one, for guidance.
         min_snr_gamma: Clamp of min-SNR loss weighting; 0 switches it off.
         debiased: Weight the loss by how much an error of the prediction counts in the picture.
+        masked_loss: Count errors only where the mask of a picture is white: NAME.mask.png beside
+            NAME.png or NAME.jpg, or what mask_file_name in the metadata names. A picture without
+            one counts everywhere.
         offset_noise: Standard deviation of a noise that is constant over each latent channel, added
             to the usual one, so that the mean colour does not show through the strongest noise.
         input_perturbation: Standard deviation of a noise that the input gets and the target does
@@ -125,6 +128,7 @@ class UNetConfig(
     caption_dropout: float = 0.1
     min_snr_gamma: float = 0.0
     debiased: bool = False
+    masked_loss: bool = False
     offset_noise: float = 0.0
     input_perturbation: float = 0.0
     zero_terminal_snr: bool = False

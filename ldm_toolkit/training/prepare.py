@@ -5,15 +5,17 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm_toolkit.errors import InputError, UserError
@@ -33,6 +35,7 @@ __all__ = [
     "UNetInputs",
     "caption_tokens",
     "load_tokenizer",
+    "masks",
     "moments",
     "open_data",
     "shared_caption",
@@ -43,6 +46,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 _TOKENS = 77
+_PIXELS = 8  # of a picture's side for one latent
 
 
 def unet_plan(config: UNetConfig, tokenizer: Any, encoder_folder: Path, processes: int) -> Plan:
@@ -71,10 +75,12 @@ def open_data(
     *,
     captions: int = 1,
     caption: str | None = None,
+    masks: bool = False,
 ) -> Source:
     """The pictures of ``--data``, the same in every process. Raises InputError.
 
-    ``captions`` is the number of those of a drawn scene, ``caption`` the one of all pictures.
+    ``captions`` is the number of those of a drawn scene, ``caption`` the one of all pictures;
+    ``masks``: whether theirs are read.
     """
     memory = cache_folder / "checked.jsonl"
     quiet = not accelerator.is_main_process
@@ -86,6 +92,7 @@ def open_data(
         memory=memory,
         quiet=quiet,
         caption=caption,
+        masks=masks,
     )
     if len(set(gather_object([source.fingerprint]))) > 1:
         raise InputError(
@@ -129,9 +136,9 @@ def unet_inputs(
     if kind.class_pictures:
         check_class(_class_folder(config), config.class_prompt or "")
 
-    def opened(one: UNetConfig | VAEConfig) -> Source:
-        captions = config.captions
-        return open_data(one, plan, accelerator, folder, captions=captions, caption=caption)
+    def opened(one: UNetConfig | VAEConfig, masks: bool = False) -> Source:
+        options: dict[str, Any] = {"captions": config.captions, "caption": caption, "masks": masks}
+        return open_data(one, plan, accelerator, folder, **options)
 
     def cached(sources: Sequence[Source]) -> tuple[dict[str, Any], dict[str, str]]:
         with accelerator.main_process_first():
@@ -142,7 +149,7 @@ def unet_inputs(
         given |= {"moments": latents, "scaling_factor": scaling_factor}
         return given, {"data": data, "text_encoder": told}
 
-    own, held = hold_out(config, opened(config), opened)
+    own, held = hold_out(config, opened(config, config.masked_loss), opened)
     sources = [own]
     if kind.class_pictures:
         _complete_class(config, accelerator, untrained, draw_class)
@@ -152,6 +159,9 @@ def unet_inputs(
     given, hashes = cached(sources)
     if kind.encodes_text or config.train_text_encoder:
         given["encoder"] = load_network(CLIPTextModel, parts["text_encoder"])
+    if config.masked_loss:
+        with accelerator.main_process_first():
+            given["masks"] = masks(sources, folder)
     if kind.class_pictures:
         given["instances"] = len(own)
     if config.buckets:
@@ -199,23 +209,53 @@ def moments(
     model = cache.module_hash(vae)
     keys = [f"{source.fingerprint} {model} {accelerator.mixed_precision}" for source in sources]
 
-    def encode(pixels: Tensor) -> Tensor:
+    def encode(source: Source, indices: Sequence[int]) -> Tensor:
+        pixels = torch.stack([pil_to_pixels(source.image(index)) for index in indices])
         with accelerator.autocast():  # not around the cache: CPUs cannot join float16 in it
             return vae.encode(pixels).latent_dist.parameters.clamp(-30.0, 20.0)
 
+    told = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+    return _rows(sources, folder, keys, "latents", encode), vae.config.scaling_factor, told
+
+
+def masks(sources: Sequence[Source], folder: Path) -> Sequence[Tensor] | Tensor:
+    """Where each picture counts, (1, h, w) in [0, 1] float16: the mean of its mask over a latent.
+
+    A picture without mask counts everywhere.
+    """
+
+    def shown(source: Source, indices: Sequence[int]) -> Tensor:
+        levels = []
+        for index in indices:
+            mask = source.mask(index)
+            if mask is None:
+                mask = Image.new("L", source.size(index), 255)
+            levels.append(torch.from_numpy(np.array(mask))[None] / 255)
+        return nn.functional.avg_pool2d(torch.stack(levels), _PIXELS)
+
+    keys = [source.fingerprint for source in sources]
+    return _rows(sources, folder, keys, "masks", shown)
+
+
+def _rows(
+    sources: Sequence[Source],
+    folder: Path,
+    keys: Sequence[str],
+    label: str,
+    compute: Callable[[Source, Sequence[int]], Tensor],
+) -> Sequence[Tensor] | Tensor:
+    """A row of each picture of all sources, from the cache that each of them has for itself."""
     found = [
-        _source_moments(encode, source, folder, key)
+        _source_rows(partial(compute, source), source, folder, key, label)
         for source, key in zip(sources, keys, strict=True)
     ]
-    told = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-    rows = found[0] if len(found) == 1 else [row for one in found for row in one]
-    return rows, vae.config.scaling_factor, told
+    return found[0] if len(found) == 1 else [row for one in found for row in one]
 
 
-def _source_moments(
-    encode: Callable[[Tensor], Tensor], source: Source, folder: Path, key: str
+def _source_rows(
+    compute: Callable[[Sequence[int]], Tensor], source: Source, folder: Path, key: str, label: str
 ) -> Sequence[Tensor] | Tensor:
-    """The moments of each picture of a source, one tensor where all have the same size."""
+    """The row of each picture of a source, one tensor where all have the same size."""
     sizes: dict[tuple[int, int], list[int]] = {}
     for index in range(len(source)):
         sizes.setdefault(source.size(index), []).append(index)
@@ -223,11 +263,10 @@ def _source_moments(
     def rows(own: str, members: Sequence[int]) -> Tensor:
         """Those of pictures of one size."""
 
-        def compute(places: Sequence[int]) -> Tensor:
-            pixels = [pil_to_pixels(source.image(members[place])) for place in places]
-            return encode(torch.stack(pixels))
+        def of_places(places: Sequence[int]) -> Tensor:
+            return compute([members[place] for place in places])
 
-        return cache.cached_rows(folder, own, len(members), compute, "latents")
+        return cache.cached_rows(folder, own, len(members), of_places, label)
 
     if len(sizes) == 1:
         return rows(key, range(len(source)))

@@ -22,7 +22,12 @@ _FREE = frozenset(
 )
 
 # What runs had that were begun before these options were there.
-_BEFORE = {"accumulate": 1, "optimizer": "adamw", "train_text_encoder": False}
+_BEFORE = {
+    "accumulate": 1,
+    "optimizer": "adamw",
+    "train_text_encoder": False,
+    "masked_loss": False,
+}
 
 
 def course(config: LoopConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:

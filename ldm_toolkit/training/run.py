@@ -120,7 +120,8 @@ def train_unet(
     if config.check_data:
         plan = prepare.unet_plan(config, tokenizer, parts["text_encoder"], 1)
         caption = prepare.shared_caption(config, kind)
-        _on_one_process(lambda: check_data(config, plan, caption=caption))
+        masks = config.masked_loss
+        _on_one_process(lambda: check_data(config, plan, caption=caption, masks=masks))
         return
     accelerator = begin(config)
     scheduler_config = network_config(base / "scheduler", "scheduler_config.json")

@@ -39,6 +39,9 @@ def report_text(inspection: Inspection, plan: Plan) -> str:
     lines += [f"  {problem}" for problem in inspection.problems]
     lines += [f"{count} {what}" for what, count in inspection.listing.unread.most_common(_SHOWN)]
     if inspection.entries:
+        if inspection.listing.masks:
+            count = sum(fact.mask is not None for fact in inspection.facts)
+            lines.append(f"{count} of {len(inspection.facts)} pictures have a mask")
         lines += _copies(inspection)
         lines += _long_captions(inspection, plan)
         lines += _sizes(inspection, plan)

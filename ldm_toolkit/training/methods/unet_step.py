@@ -69,12 +69,20 @@ class _UNetStep(nn.Module):
         text: Tensor,
         input_noise: Tensor | None = None,
         prior: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         added = noise if input_noise is None else input_noise
         noisy = diffusion.add_noise(latents, added, alpha_bar)
         prediction = self._prediction(noisy, timesteps, text)
         errors = objectives.prediction_errors(
-            prediction, self.kind, latents, noise, alpha_bar, self.gamma, debiased=self.debiased
+            prediction,
+            self.kind,
+            latents,
+            noise,
+            alpha_bar,
+            self.gamma,
+            debiased=self.debiased,
+            mask=mask,
         )
         if prior is None:
             return errors.mean()
@@ -103,7 +111,8 @@ class UNetMethod(ABC):
     ``encoder``, which then reads them in every step and is part of what may be trained;
     ``caption_rows[i]`` are the rows of picture i.
     ``instances`` is the number of pictures of a subject, which pictures of its class follow: every
-    second sample is one of those, for prior preservation. ``index`` maps positions of the run to
+    second sample is one of those, for prior preservation. ``masks[i]`` is (1, h, w) in [0, 1]:
+    where errors count. ``index`` maps positions of the run to
     pictures, of one size in each batch; without it all have one size, and each epoch is a
     permutation. Raises UserError for zero-terminal SNR with a model that
     predicts epsilon.
@@ -144,6 +153,7 @@ class UNetMethod(ABC):
         scheduler_config: dict,
         encoder: Any = None,
         instances: int | None = None,
+        masks: Tensor | Sequence[Tensor] | None = None,
         index: Callable[[int], int] | None = None,
     ) -> None:
         from diffusers import DDPMScheduler
@@ -155,7 +165,7 @@ class UNetMethod(ABC):
         self._moments, self._embeddings, self._rows = moments, embeddings, caption_rows
         self._scaling_factor = scaling_factor
         self._alphas_cumprod = noise_scheduler.alphas_cumprod
-        self._instances = instances
+        self._instances, self._masks = instances, masks
         self._index: Callable[[int], int] = PermutationIndex(config.seed, len(moments))
         if index is not None:
             self._index = index
@@ -218,6 +228,8 @@ class UNetMethod(ABC):
         }
         if self._instances is not None:
             sample["prior"] = torch.tensor(index >= self._instances)
+        if self._masks is not None:
+            sample["mask"] = self._masks[index].float()
         gamma = self._config.input_perturbation
         if gamma > 0:  # of a generator of its own: other options leave it as it is
             draw = torch.randn(mean.shape, generator=generator(seed, "perturbation", position))
