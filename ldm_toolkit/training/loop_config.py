@@ -10,7 +10,7 @@ from ldm_toolkit.errors import UserError, suggestion
 
 __all__ = ["OPTIMIZERS", "TRACKERS", "LoopConfig", "ValidationOptions"]
 
-OPTIMIZERS = ("adamw", "adamw-8bit", "prodigy", "schedule-free")
+OPTIMIZERS = ("adamw", "adamw-8bit", "adamw-8bit-ao", "adamw-4bit", "prodigy", "schedule-free")
 """What ``--optimizer`` may say; `training.optimizers` makes them."""
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -33,9 +33,10 @@ class LoopConfig:
         lr_cycles: Cosines one after the other in cosine_with_restarts.
         lr_power: Exponent of the schedule polynomial.
         warmup: Steps of linear warm-up.
-        optimizer: adamw is torch's; adamw-8bit of bitsandbytes keeps its state in a quarter of the
-            memory, prodigy finds the learning rate itself, schedule-free needs neither a schedule
-            nor a moving average. These three come with pip install 'ldm-toolkit[optimizers]'.
+        optimizer: adamw is torch's; adamw-8bit of bitsandbytes and adamw-8bit-ao of torchao keep
+            their state in a quarter of the memory, adamw-4bit of torchao in an eighth; prodigy
+            finds the learning rate itself, schedule-free needs neither a schedule nor a moving
+            average. All but the first come with pip install 'ldm-toolkit[optimizers]'.
         weight_decay: Decoupled weight decay of the optimiser.
         max_grad_norm: Gradients longer than this are shortened to it.
         ema: Decay of the moving average of the weights; 0 switches it off.

@@ -23,7 +23,10 @@ def advance(run: RunState) -> dict[str, float]:
     config, accelerator = run.config, run.accelerator
     rate = learning_rate(config, run.step)
     for group, factor in zip(run.optimizer.param_groups, run.rate_factors, strict=True):
-        group["lr"] = rate * factor
+        if isinstance(group["lr"], Tensor):  # compiled into torchao's step as the place to look at
+            group["lr"].fill_(rate * factor)
+        else:
+            group["lr"] = rate * factor
     batches = _batches(run)
     loss, logs = _of_all_processes(run, *_add_gradients(run, batches))
     norm = accelerator.clip_grad_norm_(run.parameters, config.max_grad_norm)
