@@ -178,6 +178,11 @@ class UNetConfig(
             found.append("--min-snr-gamma and --debiased both weight the timesteps: pass one")
         return found + self._timestep_problems()
 
+    @property
+    def batch_unit(self) -> int:
+        """Two where half of each batch are pictures of a class."""
+        return 2 if self.method in PRIOR_METHODS else 1
+
     def _timestep_problems(self) -> list[str]:
         found = []
         if not abs(self.timestep_mean) < float("inf"):
@@ -231,6 +236,11 @@ class VAEConfig(LoopConfig, DataConfig, ValidationOptions):
             found.append(
                 f"--crop {self.crop} must be a multiple of 8, at least 32 and at most --size "
                 f"{self.size}"
+            )
+        if self.auto_batch and self.adversarial_weight > 0:
+            found.append(
+                "--auto-batch would change the weight of the PatchGAN term, which is that of a "
+                "batch: leave it out or pass --adversarial-weight 0"
             )
         if self.crops < 1:
             found.append("--crops must be at least 1")

@@ -27,6 +27,9 @@ class LoopConfig:
         batch_size: Samples that a process computes at once.
         accumulate: Batches whose gradients are added up for one step: the same as a batch so many
             times as large, in less memory.
+        auto_batch: Try before the first step how many samples fit into memory, and compute a batch
+            that does not fit in equal parts: the same training but for rounding. A run that goes
+            on keeps what was found.
         lr: Learning rate at its peak.
         lr_schedule: Shape of the learning rate over the run after the warm-up, which constant has
             too; those with a longer name and polynomial are computed by diffusers.
@@ -58,6 +61,7 @@ class LoopConfig:
     steps: int = 1000
     batch_size: int = 8
     accumulate: int = 1
+    auto_batch: bool = False
     lr: float = 1e-4
     lr_schedule: Literal[
         "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial"
@@ -113,6 +117,11 @@ class LoopConfig:
                     + suggestion(name, TRACKERS)
                 )
         return found + self._optimizer_problems() + self._schedule_problems()
+
+    @property
+    def batch_unit(self) -> int:
+        """What the number of samples computed at once has to be a multiple of."""
+        return 1
 
     def tracker_names(self) -> list[str]:
         """The names in ``trackers``."""

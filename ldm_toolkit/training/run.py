@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig
 
 from ldm_toolkit.errors import LdmToolkitError
 from ldm_toolkit.training import prepare
+from ldm_toolkit.training.auto_batch import fitted
 from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
 from ldm_toolkit.training.begin import begin
 from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
@@ -60,6 +61,7 @@ def train_vae(config: VAEConfig) -> None:
     if accelerator.is_main_process and config.from_config is None:
         complete_model(base, Path(config.output), {"vae"})
     method = VAEMethod(vae, config, source)
+    config = fitted(method, config, accelerator)
     sample = _sampler(config, lambda file: draw_reconstructions(vae, source, file))
     validation = None
     if held is not None and config.validate_every > 0:
@@ -86,7 +88,8 @@ def train_text_encoder(config: TextEncoderConfig) -> None:
     settings.vocab_size = len(tokenizer)
     settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     settings.pad_token_id = tokenizer.pad_token_id
-    train(AttributeText(tokenizer, config, settings), config, accelerator)
+    method = AttributeText(tokenizer, config, settings)
+    train(method, fitted(method, config, accelerator), accelerator)
     if accelerator.is_main_process:
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
@@ -137,6 +140,7 @@ def train_unet(
     found = prepare.unet_inputs(config, kind, parts, tokenizer, accelerator, untrained, draw_class)
     unet = _fresh_or_loaded(config, base)
     method = kind(unet, config, scheduler_config=scheduler_config, **found.given)
+    config = fitted(method, config, accelerator)
     if accelerator.is_main_process and trained_parts:
         complete_model(base, Path(config.output), trained_parts, parts, scheduler_config=trained)
 

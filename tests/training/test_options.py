@@ -221,6 +221,7 @@ def test_mistakes_are_told(words, told):
             "--crop 600 must be a multiple of 8, at least 32 and",
         ),
         (["--from-config", "x"], "--from-config makes fresh weights: pass --train all"),
+        (["--auto-batch", "--adversarial-weight", "1"], "--auto-batch would change the weight of"),
         (["--crops", "0"], "--crops must be at least 1"),
         (["--kl-weight", "-1"], "--kl-weight must not be negative"),
         (["--reconstruction", "l3"], "reconstruction"),
