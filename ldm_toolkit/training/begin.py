@@ -39,7 +39,7 @@ def begin(config: LoopConfig) -> Accelerator:
         raise UserError(f"--mixed-precision {config.mixed_precision}: {error}") from error
     _warn_if_alone(accelerator)
     optimizers.check(config, accelerator.device)
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not config.auto_batch:  # which completes it first
         write_json(output / "config.json", vars(config))
     return accelerator
 

@@ -11,6 +11,7 @@ from ldm_toolkit.training.loop_config import LoopConfig, ValidationOptions
 from ldm_toolkit.training.method_options import (
     PRIOR_METHODS,
     WORD_METHODS,
+    EncoderOptions,
     LoraOptions,
     PriorOptions,
     WordOptions,
@@ -75,7 +76,15 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
-class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions, ValidationOptions):
+class UNetConfig(
+    LoopConfig,
+    DataConfig,
+    EncoderOptions,
+    LoraOptions,
+    PriorOptions,
+    WordOptions,
+    ValidationOptions,
+):
     """Train the UNet to predict noise.
 
     Attributes:
@@ -90,6 +99,9 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions,
         caption_dropout: Share of captions replaced by the empty one, for guidance.
         min_snr_gamma: Clamp of min-SNR loss weighting; 0 switches it off.
         debiased: Weight the loss by how much an error of the prediction counts in the picture.
+        masked_loss: Count errors only where the mask of a picture is white: NAME.mask.png beside
+            NAME.png or NAME.jpg, or what mask_file_name in the metadata names. A picture without
+            one counts everywhere.
         offset_noise: Standard deviation of a noise that is constant over each latent channel, added
             to the usual one, so that the mean colour does not show through the strongest noise.
         input_perturbation: Standard deviation of a noise that the input gets and the target does
@@ -116,6 +128,7 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions,
     caption_dropout: float = 0.1
     min_snr_gamma: float = 0.0
     debiased: bool = False
+    masked_loss: bool = False
     offset_noise: float = 0.0
     input_perturbation: float = 0.0
     zero_terminal_snr: bool = False
@@ -136,6 +149,7 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions,
                 f"--method must be one of {', '.join(UNET_METHODS)}, not {self.method!r:.80}"
                 + suggestion(self.method, UNET_METHODS)
             )
+        found += self.encoder_problems(self.method, self.optimizer)
         found += self.lora_problems(self.method)
         found += self.prior_problems(self.method, self.batch_size)
         if self.sample_every and not self.sample_prompts:
@@ -163,6 +177,11 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions,
         if self.min_snr_gamma > 0 and self.debiased:
             found.append("--min-snr-gamma and --debiased both weight the timesteps: pass one")
         return found + self._timestep_problems()
+
+    @property
+    def batch_unit(self) -> int:
+        """Two where half of each batch are pictures of a class."""
+        return 2 if self.method in PRIOR_METHODS else 1
 
     def _timestep_problems(self) -> list[str]:
         found = []
@@ -217,6 +236,11 @@ class VAEConfig(LoopConfig, DataConfig, ValidationOptions):
             found.append(
                 f"--crop {self.crop} must be a multiple of 8, at least 32 and at most --size "
                 f"{self.size}"
+            )
+        if self.auto_batch and self.adversarial_weight > 0:
+            found.append(
+                "--auto-batch would change the weight of the PatchGAN term, which is that of a "
+                "batch: leave it out or pass --adversarial-weight 0"
             )
         if self.crops < 1:
             found.append("--crops must be at least 1")

@@ -39,6 +39,10 @@ class Part:
         """Its captions."""
         return self._source.captions(self._indices[index])
 
+    def mask(self, index: int) -> Image.Image | None:
+        """Its mask."""
+        return self._source.mask(self._indices[index])
+
 
 def hold_out(
     config: Config, source: Source, open_other: Callable[[Config], Source]

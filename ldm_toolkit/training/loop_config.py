@@ -10,7 +10,7 @@ from ldm_toolkit.errors import UserError, suggestion
 
 __all__ = ["OPTIMIZERS", "TRACKERS", "LoopConfig", "ValidationOptions"]
 
-OPTIMIZERS = ("adamw", "adamw-8bit", "prodigy", "schedule-free")
+OPTIMIZERS = ("adamw", "adamw-8bit", "adamw-8bit-ao", "adamw-4bit", "prodigy", "schedule-free")
 """What ``--optimizer`` may say; `training.optimizers` makes them."""
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -27,15 +27,19 @@ class LoopConfig:
         batch_size: Samples that a process computes at once.
         accumulate: Batches whose gradients are added up for one step: the same as a batch so many
             times as large, in less memory.
+        auto_batch: Try before the first step how many samples fit into memory, and compute a batch
+            that does not fit in equal parts: the same training but for rounding. A run that goes
+            on keeps what was found.
         lr: Learning rate at its peak.
         lr_schedule: Shape of the learning rate over the run after the warm-up, which constant has
             too; those with a longer name and polynomial are computed by diffusers.
         lr_cycles: Cosines one after the other in cosine_with_restarts.
         lr_power: Exponent of the schedule polynomial.
         warmup: Steps of linear warm-up.
-        optimizer: adamw is torch's; adamw-8bit of bitsandbytes keeps its state in a quarter of the
-            memory, prodigy finds the learning rate itself, schedule-free needs neither a schedule
-            nor a moving average. These three come with pip install 'ldm-toolkit[optimizers]'.
+        optimizer: adamw is torch's; adamw-8bit of bitsandbytes and adamw-8bit-ao of torchao keep
+            their state in a quarter of the memory, adamw-4bit of torchao in an eighth; prodigy
+            finds the learning rate itself, schedule-free needs neither a schedule nor a moving
+            average. All but the first come with pip install 'ldm-toolkit[optimizers]'.
         weight_decay: Decoupled weight decay of the optimiser.
         max_grad_norm: Gradients longer than this are shortened to it.
         ema: Decay of the moving average of the weights; 0 switches it off.
@@ -57,6 +61,7 @@ class LoopConfig:
     steps: int = 1000
     batch_size: int = 8
     accumulate: int = 1
+    auto_batch: bool = False
     lr: float = 1e-4
     lr_schedule: Literal[
         "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial"
@@ -112,6 +117,11 @@ class LoopConfig:
                     + suggestion(name, TRACKERS)
                 )
         return found + self._optimizer_problems() + self._schedule_problems()
+
+    @property
+    def batch_unit(self) -> int:
+        """What the number of samples computed at once has to be a multiple of."""
+        return 1
 
     def tracker_names(self) -> list[str]:
         """The names in ``trackers``."""

@@ -20,27 +20,39 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name that diffusers looks for in a folder."""
 
 
-def lora_layers(unet: nn.Module) -> list[tuple[str, Any]]:
-    """Name and peft layer of everything in a UNet that has a LoRA."""
+def lora_layers(network: nn.Module) -> list[tuple[str, Any]]:
+    """Name and peft layer of everything in a network that has a LoRA."""
     from peft.tuners.lora import LoraLayer
 
-    return [(name, layer) for name, layer in unet.named_modules() if isinstance(layer, LoraLayer)]
+    return [
+        (name, layer) for name, layer in network.named_modules() if isinstance(layer, LoraLayer)
+    ]
 
 
-def lora_tensors(unet: nn.Module, adapter: str) -> dict[str, Tensor]:
-    """The tensors of a UNet's adapter by the names that diffusers gives them, in float32.
+def lora_tensors(unet: nn.Module, encoder: nn.Module | None, adapter: str) -> dict[str, Tensor]:
+    """The tensors of an adapter by the names that diffusers gives them, in float32.
 
-    The scale is multiplied into the second matrix, so that the file's alpha is its rank: loaders
-    that read no header, or none of rank-stabilised scales, add the same as those that do.
+    Those of a text encoder have ``text_model`` in their names, which transformers 5 left out and
+    every loader takes, and ``weight`` in those of magnitudes, without which transformers does not
+    find them. The scale is multiplied into the second matrix, so that the file's alpha is
+    its rank: loaders that read no header, or none of rank-stabilised scales, add the same as those
+    that do.
     """
     tensors: dict[str, Tensor] = {}
-    for name, layer in lora_layers(unet):
-        tensors[f"unet.{name}.lora_A.weight"] = layer.lora_A[adapter].weight
+    layers = [(f"unet.{name}", layer) for name, layer in lora_layers(unet)]
+    if encoder is not None:
+        layers += [
+            (f"text_encoder.text_model.{name.removeprefix('text_model.')}", layer)
+            for name, layer in lora_layers(encoder)
+        ]
+    for name, layer in layers:
+        tensors[f"{name}.lora_A.weight"] = layer.lora_A[adapter].weight
         scaled = layer.lora_B[adapter].weight * layer.scaling[adapter]
-        tensors[f"unet.{name}.lora_B.weight"] = scaled
+        tensors[f"{name}.lora_B.weight"] = scaled
         if adapter in layer.lora_magnitude_vector:
-            magnitude = layer.lora_magnitude_vector[adapter].weight
-            tensors[f"unet.{name}.lora_magnitude_vector"] = magnitude
+            key = f"{name}.lora_magnitude_vector"
+            key += ".weight" if name.startswith("text_encoder.") else ""
+            tensors[key] = layer.lora_magnitude_vector[adapter].weight
     return {name: tensor.detach().float().cpu() for name, tensor in tensors.items()}
 
 
@@ -64,11 +76,18 @@ def lora_metadata(
         "bias": "none",
         "lora_dropout": 0.0,
         "init_lora_weights": True,
-        "target_modules": sorted(name.removeprefix("unet.") for name in adapted),
     }
     second, v = bool(unet.get("use_linear_projection")), prediction == "v_prediction"
     kind = ("stable-diffusion-v2-768-v" if v else "stable-diffusion-v2-512") if second else None
-    named = {f"unet.{name}": value for name, value in settings.items()}
+    own = [name.removeprefix("unet.") for name in adapted if name.startswith("unet.")]
+    # By the ends of their names: not every version of transformers begins them with text_model.
+    own_ends = {name.rpartition(".")[2] for name in adapted if name.startswith("text_encoder.")}
+    targets = {"unet": sorted(own)} | ({"text_encoder": sorted(own_ends)} if own_ends else {})
+    named = {
+        f"{part}.{name}": value
+        for part, layers in targets.items()
+        for name, value in {**settings, "target_modules": layers}.items()
+    }
     return {
         "format": "pt",
         "lora_adapter_metadata": json.dumps(named, sort_keys=True),

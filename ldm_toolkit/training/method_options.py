@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["PRIOR_METHODS", "WORD_METHODS", "LoraOptions", "PriorOptions", "WordOptions"]
+__all__ = [
+    "PRIOR_METHODS",
+    "WORD_METHODS",
+    "EncoderOptions",
+    "LoraOptions",
+    "PriorOptions",
+    "WordOptions",
+]
 
 _LORA = ("lora", "dreambooth-lora")
 PRIOR_METHODS = ("dreambooth", "dreambooth-lora")
@@ -13,6 +20,7 @@ PRIOR_METHODS = ("dreambooth", "dreambooth-lora")
 WORD_METHODS = ("textual-inversion",)
 """Methods that teach a word."""
 
+_ENCODER_METHODS = ("full", "lora", "dreambooth", "dreambooth-lora")
 _MOST_VECTORS = 64
 # Names that embedding files give to other things.
 _RESERVED = ("emb_params", "string_to_param", "__metadata__")
@@ -56,6 +64,37 @@ class LoraOptions:
             found.append("--alpha must be positive")
         if not all(word.strip() for word in self.lora_targets.split(",")):
             found.append("--lora-targets must be names separated by commas, such as to_q,to_v")
+        return found
+
+
+@dataclass(kw_only=True)
+class EncoderOptions:
+    """The text encoder beside the UNet.
+
+    Attributes:
+        train_text_encoder: Train the text encoder as well: all its weights, or with a LoRA one
+            beside its attention's projections. It then runs in every step; nothing of the captions
+            is cached.
+        text_encoder_lr: Learning rate of the text encoder at its peak, which the schedule of lr
+            scales; by default lr itself.
+    """
+
+    train_text_encoder: bool = False
+    text_encoder_lr: float | None = None
+
+    def encoder_problems(self, method: str, optimizer: str) -> list[str]:
+        """What is wrong with the text encoder's options, one line each."""
+        found = _strange(self, EncoderOptions, method, _ENCODER_METHODS)
+        if self.text_encoder_lr is None:
+            return found
+        if not 0 < self.text_encoder_lr < float("inf"):
+            found.append("--text-encoder-lr must be positive")
+        if not self.train_text_encoder:
+            found.append("--text-encoder-lr belongs to --train-text-encoder: pass it too")
+        if optimizer == "prodigy":
+            found.append(
+                "--optimizer prodigy finds one learning rate for all: leave --text-encoder-lr out"
+            )
         return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.training import checkpoints
@@ -17,20 +18,32 @@ from ldm_toolkit.training.config import LoopConfig
 
 __all__ = ["STATE_BYTES", "averaged", "averages", "check", "create"]
 
-STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.3, "prodigy": 16.0, "schedule-free": 8.0}
+STATE_BYTES = {
+    "adamw": 8.0,
+    "adamw-8bit": 2.3,
+    "adamw-8bit-ao": 2.1,
+    "adamw-4bit": 1.1,
+    "prodigy": 16.0,
+    "schedule-free": 8.0,
+}
 """Bytes of an optimiser's state for each number that it trains, in float32."""
 
 # Module, class and settings. Prodigy's two: its authors' advice for diffusion models and warm-up.
 _OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "adamw-8bit": ("bitsandbytes.optim", "AdamW8bit", {}),
+    "adamw-8bit-ao": ("torchao.optim", "AdamW8bit", {}),
+    "adamw-4bit": ("torchao.optim", "AdamW4bit", {}),
     "prodigy": ("prodigyopt", "Prodigy", {"use_bias_correction": True, "safeguard_warmup": True}),
     "schedule-free": ("schedulefree", "AdamWScheduleFree", {}),
 }
 _PROBE = (8, 8192)  # 8-bit optimisers quantise from 4096 numbers on
 
 
-def create(config: LoopConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """The optimiser that ``--optimizer`` names. Raises UserError where its package is missing."""
+def create(config: LoopConfig, parameters: ParamsT) -> torch.optim.Optimizer:
+    """The optimiser that ``--optimizer`` names, of parameters or of groups of them.
+
+    Raises UserError where its package is missing.
+    """
     if config.optimizer == "adamw":
         return torch.optim.AdamW(
             parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -47,7 +60,45 @@ def create(config: LoopConfig, parameters: Sequence[Tensor]) -> torch.optim.Opti
         optimizer = made(parameters, lr=config.lr, weight_decay=config.weight_decay, **settings)
     if averages(optimizer):
         optimizer.train()
+    if module == "torchao.optim":
+        optimizer.register_state_dict_post_hook(_take_apart)
+        optimizer.register_load_state_dict_pre_hook(_put_together)
     return optimizer
+
+
+def _take_apart(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Hand out a quantised moment of torchao as the plain tensors that it is made of."""
+
+    def plain(value: Any) -> Any:
+        if not hasattr(value, "__tensor_flatten__"):
+            return value
+        names, _ = value.__tensor_flatten__()
+        return {name: getattr(value, name) for name in names}
+
+    state = {
+        index: {name: plain(value) for name, value in values.items()}
+        for index, values in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
+
+
+def _put_together(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The way back: fill a fresh moment, as torchao makes it, with its plain tensors."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def moment(index: int, name: str, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        made = optimizer._new_buffer(parameters[index], name == "exp_avg")  # the other has no sign
+        for part, tensor in value.items():
+            getattr(made, part).copy_(tensor)
+        return made
+
+    state = {
+        index: {name: moment(index, name, value) for name, value in values.items()}
+        for index, values in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
 
 
 def check(config: LoopConfig, device: torch.device) -> None:

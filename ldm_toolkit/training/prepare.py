@@ -5,15 +5,17 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm_toolkit.errors import InputError, UserError
@@ -31,8 +33,9 @@ from ldm_toolkit.training.rng import BucketIndex
 
 __all__ = [
     "UNetInputs",
-    "encode_captions",
+    "caption_tokens",
     "load_tokenizer",
+    "masks",
     "moments",
     "open_data",
     "shared_caption",
@@ -43,15 +46,17 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 _TOKENS = 77
+_PIXELS = 8  # of a picture's side for one latent
 
 
 def unet_plan(config: UNetConfig, tokenizer: Any, encoder_folder: Path, processes: int) -> Plan:
     """What the data is brought to and cached as. Raises ModelError."""
+    width = network_config(encoder_folder).get("hidden_size")
     return Plan(
         Geometry.buckets(config.size) if config.buckets else Geometry.square(config.size),
         batch=config.batch_size * config.accumulate * processes,
         token_counts=lambda texts: [len(ids) for ids in tokenizer(list(texts))["input_ids"]],
-        text_width=network_config(encoder_folder).get("hidden_size"),
+        text_width=0 if config.train_text_encoder else width,
     )
 
 
@@ -70,10 +75,12 @@ def open_data(
     *,
     captions: int = 1,
     caption: str | None = None,
+    masks: bool = False,
 ) -> Source:
     """The pictures of ``--data``, the same in every process. Raises InputError.
 
-    ``captions`` is the number of those of a drawn scene, ``caption`` the one of all pictures.
+    ``captions`` is the number of those of a drawn scene, ``caption`` the one of all pictures;
+    ``masks``: whether theirs are read.
     """
     memory = cache_folder / "checked.jsonl"
     quiet = not accelerator.is_main_process
@@ -85,6 +92,7 @@ def open_data(
         memory=memory,
         quiet=quiet,
         caption=caption,
+        masks=masks,
     )
     if len(set(gather_object([source.fingerprint]))) > 1:
         raise InputError(
@@ -128,20 +136,20 @@ def unet_inputs(
     if kind.class_pictures:
         check_class(_class_folder(config), config.class_prompt or "")
 
-    def opened(one: UNetConfig | VAEConfig) -> Source:
-        captions = config.captions
-        return open_data(one, plan, accelerator, folder, captions=captions, caption=caption)
+    def opened(one: UNetConfig | VAEConfig, masks: bool = False) -> Source:
+        options: dict[str, Any] = {"captions": config.captions, "caption": caption, "masks": masks}
+        return open_data(one, plan, accelerator, folder, **options)
 
     def cached(sources: Sequence[Source]) -> tuple[dict[str, Any], dict[str, str]]:
         with accelerator.main_process_first():
             latents, scaling_factor, data = moments(parts["vae"], sources, folder, accelerator)
             captions = [source.captions(i) for source in sources for i in range(len(source))]
             encoder = parts["text_encoder"]
-            given, told = text(kind, tokenizer, encoder, captions, folder, accelerator)
+            given, told = text(config, kind, tokenizer, encoder, captions, folder, accelerator)
         given |= {"moments": latents, "scaling_factor": scaling_factor}
         return given, {"data": data, "text_encoder": told}
 
-    own, held = hold_out(config, opened(config), opened)
+    own, held = hold_out(config, opened(config, config.masked_loss), opened)
     sources = [own]
     if kind.class_pictures:
         _complete_class(config, accelerator, untrained, draw_class)
@@ -149,6 +157,11 @@ def unet_inputs(
         pictures = replace(config, data=place, validation_data=None, validate_every=0)
         sources.append(open_data(pictures, plan, accelerator, folder, caption=config.class_prompt))
     given, hashes = cached(sources)
+    if kind.encodes_text or config.train_text_encoder:
+        given["encoder"] = load_network(CLIPTextModel, parts["text_encoder"])
+    if config.masked_loss:
+        with accelerator.main_process_first():
+            given["masks"] = masks(sources, folder)
     if kind.class_pictures:
         given["instances"] = len(own)
     if config.buckets:
@@ -196,23 +209,53 @@ def moments(
     model = cache.module_hash(vae)
     keys = [f"{source.fingerprint} {model} {accelerator.mixed_precision}" for source in sources]
 
-    def encode(pixels: Tensor) -> Tensor:
+    def encode(source: Source, indices: Sequence[int]) -> Tensor:
+        pixels = torch.stack([pil_to_pixels(source.image(index)) for index in indices])
         with accelerator.autocast():  # not around the cache: CPUs cannot join float16 in it
             return vae.encode(pixels).latent_dist.parameters.clamp(-30.0, 20.0)
 
+    told = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+    return _rows(sources, folder, keys, "latents", encode), vae.config.scaling_factor, told
+
+
+def masks(sources: Sequence[Source], folder: Path) -> Sequence[Tensor] | Tensor:
+    """Where each picture counts, (1, h, w) in [0, 1] float16: the mean of its mask over a latent.
+
+    A picture without mask counts everywhere.
+    """
+
+    def shown(source: Source, indices: Sequence[int]) -> Tensor:
+        levels = []
+        for index in indices:
+            mask = source.mask(index)
+            if mask is None:
+                mask = Image.new("L", source.size(index), 255)
+            levels.append(torch.from_numpy(np.array(mask))[None] / 255)
+        return nn.functional.avg_pool2d(torch.stack(levels), _PIXELS)
+
+    keys = [source.fingerprint for source in sources]
+    return _rows(sources, folder, keys, "masks", shown)
+
+
+def _rows(
+    sources: Sequence[Source],
+    folder: Path,
+    keys: Sequence[str],
+    label: str,
+    compute: Callable[[Source, Sequence[int]], Tensor],
+) -> Sequence[Tensor] | Tensor:
+    """A row of each picture of all sources, from the cache that each of them has for itself."""
     found = [
-        _source_moments(encode, source, folder, key)
+        _source_rows(partial(compute, source), source, folder, key, label)
         for source, key in zip(sources, keys, strict=True)
     ]
-    told = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-    rows = found[0] if len(found) == 1 else [row for one in found for row in one]
-    return rows, vae.config.scaling_factor, told
+    return found[0] if len(found) == 1 else [row for one in found for row in one]
 
 
-def _source_moments(
-    encode: Callable[[Tensor], Tensor], source: Source, folder: Path, key: str
+def _source_rows(
+    compute: Callable[[Sequence[int]], Tensor], source: Source, folder: Path, key: str, label: str
 ) -> Sequence[Tensor] | Tensor:
-    """The moments of each picture of a source, one tensor where all have the same size."""
+    """The row of each picture of a source, one tensor where all have the same size."""
     sizes: dict[tuple[int, int], list[int]] = {}
     for index in range(len(source)):
         sizes.setdefault(source.size(index), []).append(index)
@@ -220,11 +263,10 @@ def _source_moments(
     def rows(own: str, members: Sequence[int]) -> Tensor:
         """Those of pictures of one size."""
 
-        def compute(places: Sequence[int]) -> Tensor:
-            pixels = [pil_to_pixels(source.image(members[place])) for place in places]
-            return encode(torch.stack(pixels))
+        def of_places(places: Sequence[int]) -> Tensor:
+            return compute([members[place] for place in places])
 
-        return cache.cached_rows(folder, own, len(members), compute, "latents")
+        return cache.cached_rows(folder, own, len(members), of_places, label)
 
     if len(sizes) == 1:
         return rows(key, range(len(source)))
@@ -236,6 +278,7 @@ def _source_moments(
 
 
 def text(
+    config: UNetConfig,
     kind: type[UNetMethod],
     tokenizer: Any,
     encoder_folder: Path,
@@ -245,23 +288,27 @@ def text(
 ) -> tuple[dict[str, Any], str]:
     """What a method gets of the captions of each picture, by argument, and its hash.
 
-    Cached embeddings, or the text encoder itself where the method has to run it.
+    Cached embeddings; token ids, or the captions themselves, where the text encoder runs in every
+    step.
     """
-    encoder = load_network(CLIPTextModel, encoder_folder).eval()
+    # Other tokens, other embeddings.
+    words = tokenizer.backend_tokenizer.to_str()
+    told = hashlib.sha256(f"{captions} {words}".encode()).hexdigest()
     if kind.encodes_text:  # the encoder's weights are among what is frozen
-        words = tokenizer.backend_tokenizer.to_str()
-        told = hashlib.sha256(f"{captions} {words}".encode()).hexdigest()
-        return {"tokenizer": tokenizer, "encoder": encoder, "captions": captions}, told
+        return {"tokenizer": tokenizer, "captions": captions}, told
     rows, texts = _caption_rows(captions)
     _warn_of_cuts(tokenizer, texts)
+    if config.train_text_encoder:
+        return {"embeddings": caption_tokens(tokenizer, texts), "caption_rows": rows}, told
+    encoder = load_network(CLIPTextModel, encoder_folder).eval()
 
     @torch.inference_mode()
     def compute(indices: Sequence[int]) -> Tensor:
         with accelerator.autocast():
-            return encode_captions(tokenizer, encoder, [texts[index] for index in indices])
+            tokens = caption_tokens(tokenizer, [texts[index] for index in indices])
+            return encoder(tokens).last_hidden_state
 
-    # The tokenizer counts as well: other tokens, other embeddings.
-    model = f"{tokenizer.backend_tokenizer.to_str()} {cache.module_hash(encoder)}"
+    model = f"{words} {cache.module_hash(encoder)}"
     key = f"{texts} {hashlib.sha256(model.encode()).hexdigest()} {accelerator.mixed_precision}"
     embeddings = cache.cached_rows(folder, key, len(texts), compute, "embeddings")
     told = hashlib.sha256(key.encode()).hexdigest()
@@ -291,7 +338,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder} holds no CLIP tokenizer: {error}") from error
 
 
-def encode_captions(tokenizer: Any, encoder: Any, captions: Sequence[str]) -> Tensor:
-    """Captions -> (B, 77, D); longer ones are cut at 77 tokens."""
+def caption_tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    """Captions -> token ids (B, 77); longer ones are cut at 77 tokens."""
     tokens = tokenizer(list(captions), padding="max_length", truncation=True, max_length=_TOKENS)
-    return encoder(torch.tensor(tokens["input_ids"])).last_hidden_state
+    return torch.tensor(tokens["input_ids"])

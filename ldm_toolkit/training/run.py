@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig
 
 from ldm_toolkit.errors import LdmToolkitError
 from ldm_toolkit.training import prepare
+from ldm_toolkit.training.auto_batch import fitted
 from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
 from ldm_toolkit.training.begin import begin
 from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
@@ -28,7 +29,7 @@ from ldm_toolkit.training.folders import (
 from ldm_toolkit.training.held_out import hold_out
 from ldm_toolkit.training.loop import train
 from ldm_toolkit.training.methods import method_class
-from ldm_toolkit.training.methods.unet_step import trained_scheduler
+from ldm_toolkit.training.methods.unet_step import UNetMethod, trained_scheduler
 from ldm_toolkit.training.methods.vae import VAEMethod
 from ldm_toolkit.training.prior import DrawClass
 from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
@@ -60,6 +61,7 @@ def train_vae(config: VAEConfig) -> None:
     if accelerator.is_main_process and config.from_config is None:
         complete_model(base, Path(config.output), {"vae"})
     method = VAEMethod(vae, config, source)
+    config = fitted(method, config, accelerator)
     sample = _sampler(config, lambda file: draw_reconstructions(vae, source, file))
     validation = None
     if held is not None and config.validate_every > 0:
@@ -86,7 +88,8 @@ def train_text_encoder(config: TextEncoderConfig) -> None:
     settings.vocab_size = len(tokenizer)
     settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     settings.pad_token_id = tokenizer.pad_token_id
-    train(AttributeText(tokenizer, config, settings), config, accelerator)
+    method = AttributeText(tokenizer, config, settings)
+    train(method, fitted(method, config, accelerator), accelerator)
     if accelerator.is_main_process:
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
@@ -120,7 +123,8 @@ def train_unet(
     if config.check_data:
         plan = prepare.unet_plan(config, tokenizer, parts["text_encoder"], 1)
         caption = prepare.shared_caption(config, kind)
-        _on_one_process(lambda: check_data(config, plan, caption=caption))
+        masks = config.masked_loss
+        _on_one_process(lambda: check_data(config, plan, caption=caption, masks=masks))
         return
     accelerator = begin(config)
     scheduler_config = network_config(base / "scheduler", "scheduler_config.json")
@@ -128,19 +132,20 @@ def train_unet(
     trained = trained_scheduler(config, scheduler_config) if config.zero_terminal_snr else None
     kind.check(config, network_config(base / "unet"))
     kind.check_words(config, tokenizer)
-    adapter = kind.adapter_file is not None
+    trained_parts = _trained_parts(config, kind)
 
     def untrained(folder: Path) -> Path:
-        return _completed(config, True, base, parts, folder)
+        return _completed(config, set(), base, parts, folder)
 
     found = prepare.unet_inputs(config, kind, parts, tokenizer, accelerator, untrained, draw_class)
     unet = _fresh_or_loaded(config, base)
     method = kind(unet, config, scheduler_config=scheduler_config, **found.given)
-    if accelerator.is_main_process and not adapter:
-        complete_model(base, Path(config.output), {"unet"}, parts, scheduler_config=trained)
+    config = fitted(method, config, accelerator)
+    if accelerator.is_main_process and trained_parts:
+        complete_model(base, Path(config.output), trained_parts, parts, scheduler_config=trained)
 
     def complete(folder: Path) -> Path:
-        return _completed(config, adapter, base, parts, folder, trained)
+        return _completed(config, trained_parts, base, parts, folder, trained)
 
     sample = None
     if draw is not None:
@@ -156,9 +161,16 @@ def train_unet(
     accelerator.wait_for_everyone()
 
 
+def _trained_parts(config: UNetConfig, kind: type[UNetMethod]) -> set[str]:
+    """The parts of a model folder that a method saves; none where its file lies beside a model."""
+    if kind.adapter_file is not None:
+        return set()
+    return {"unet", "text_encoder"} if config.train_text_encoder else {"unet"}
+
+
 def _completed(
     config: UNetConfig,
-    adapter: bool,
+    trained_parts: set[str],
     base: Path,
     parts: Mapping[str, Path],
     folder: Path,
@@ -166,12 +178,11 @@ def _completed(
 ) -> Path:
     """A model that draws: ``base`` itself, or ``folder`` with what it lacks.
 
-    What was trained is beside the model (``adapter``), or lies in ``folder`` as its UNet.
+    What was trained is beside the model, or lies in ``folder`` as its ``trained_parts``.
     """
-    if adapter and config.vae is None and config.text_encoder is None:
+    if not trained_parts and config.vae is None and config.text_encoder is None:
         return base
-    without: set[str] = set() if adapter else {"unet"}
-    complete_model(base, folder, without, parts, scheduler_config=scheduler_config)
+    complete_model(base, folder, trained_parts, parts, scheduler_config=scheduler_config)
     return folder
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from torch import Tensor
 
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.training import checkpoints, optimizers
@@ -37,7 +38,9 @@ class RunState:
             config, {**_frozen(method), **inputs, "processes": accelerator.num_processes}
         )
         self.parameters = [p for p in method.trainable().parameters() if p.requires_grad]
-        optimizer = optimizers.create(config, self.parameters)
+        groups = _groups(method, config.lr)
+        optimizer = optimizers.create(config, [{"params": g, "lr": r} for r, g in groups.items()])
+        self.rate_factors = [rate / config.lr for rate in groups]
         if config.gradient_checkpointing:
             method.checkpoint_gradients()
         # `accelerate launch` may have set another number, by which backward() would divide.
@@ -126,6 +129,16 @@ class RunState:
             yield
         finally:
             self.ema.restore(self.parameters)
+
+
+def _groups(method: Method, lr: float) -> dict[float, list[Tensor]]:
+    """The parameters that are trained, by their learning rate."""
+    groups: dict[float, list[Tensor]] = {}
+    own = method.rates()
+    for name, parameter in method.trainable().named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(own.get(name.partition(".")[0], lr), []).append(parameter)
+    return groups
 
 
 def _frozen(method: Method) -> dict[str, str]:

@@ -22,8 +22,11 @@ def advance(run: RunState) -> dict[str, float]:
     """One optimiser step; what to log. Raises NumericalError after several bad ones."""
     config, accelerator = run.config, run.accelerator
     rate = learning_rate(config, run.step)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
+    for group, factor in zip(run.optimizer.param_groups, run.rate_factors, strict=True):
+        if isinstance(group["lr"], Tensor):  # compiled into torchao's step as the place to look at
+            group["lr"].fill_(rate * factor)
+        else:
+            group["lr"] = rate * factor
     batches = _batches(run)
     loss, logs = _of_all_processes(run, *_add_gradients(run, batches))
     norm = accelerator.clip_grad_norm_(run.parameters, config.max_grad_norm)

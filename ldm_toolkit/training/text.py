@@ -5,7 +5,7 @@ caption says of each attribute. Frozen afterwards, its embeddings can be cached 
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,10 @@ class AttributeText:
     def trainable(self) -> nn.Module:
         """The text encoder with its attribute heads."""
         return self.module
+
+    def rates(self) -> Mapping[str, float]:
+        """None: there is one rate for all."""
+        return {}
 
     def checkpoint_gradients(self) -> None:
         """From now on compute the layers twice instead of keeping what they computed."""

@@ -44,8 +44,9 @@ class HeldOut(Protocol):
 class UNetHeldOut:
     """Squared errors of the UNet's prediction, unweighted, in the middle of each tenth of time.
 
-    ``moments``, ``embeddings`` and ``caption_rows`` are of the held-out pictures and as in
-    `UNetMethod`; the latents are the posterior's mean, the caption is the first.
+    ``moments``, ``embeddings`` (token ids where the method has a text encoder) and ``caption_rows``
+    are of the held-out pictures and as in `UNetMethod`; the latents are the posterior's mean, the
+    caption is the first.
     """
 
     def __init__(
@@ -73,10 +74,11 @@ class UNetHeldOut:
     def errors(self, picture: int) -> Tensor:
         """Errors of a picture, one a band."""
         mean = self._moments[picture].float().chunk(2)[0]
+        text = self._embeddings[self._rows[picture][0]]
         alone = {
             "latents": mean * self._scaling_factor,
             "noise": torch.randn(mean.shape, generator=generator(0, "validation", picture)),
-            "text": self._embeddings[self._rows[picture][0]].float(),
+            "text": text.float() if text.is_floating_point() else text,
         }
         found = []
         device = next(self._method.module.parameters()).device

@@ -114,6 +114,39 @@ def test_an_instance_is_not_weighted_by_the_timestep_of_its_prior(kind):
     assert gradients[1][1].abs().min() > 0
 
 
+# min-SNR weights at SNR 0 (the last step of a zero-terminal schedule), 1, 9 and infinity; gamma 5.
+LEVELS = [0.0, 0.5, 0.9, 1.0]
+WEIGHTS = {"epsilon": [1.0, 1.0, 5 / 9, 0.0], "v_prediction": [1.0, 1 / 2, 5 / 10, 0.0]}
+
+
+@pytest.mark.parametrize("other", range(4))
+@pytest.mark.parametrize("one", range(4))
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_min_snr_from_no_signal_to_no_noise_with_prior_preservation(kind, one, other):
+    """One picture of the subject, one of the class, each with its own weight: 0.3 times the latter.
+
+    diffusers' scripts divide 0 by 0 at SNR 0 of epsilon, give v no gradient there, and weigh either
+    picture by both timesteps.
+    """
+    prediction, x_0, eps, _ = (t[:2] for t in batch())
+    prediction = prediction.clone().requires_grad_()
+    levels = torch.tensor([LEVELS[one], LEVELS[other]])
+    errors = objectives.prediction_errors(prediction, kind, x_0, eps, levels, 5.0)
+    loss = objectives.prior_preservation(errors, torch.tensor([False, True]), 0.3)
+    loss.backward()
+    expected, shares = 0.0, (1.0, 0.3)
+    for row, place in enumerate((one, other)):
+        p, x, e = (t.detach()[row].double().numpy() for t in (prediction, x_0, eps))
+        a = LEVELS[place]
+        target = e if kind == "epsilon" else np.sqrt(a) * e - np.sqrt(1 - a) * x
+        factor = shares[row] * WEIGHTS[kind][place]
+        expected += factor * np.mean((p - target) ** 2)
+        gradient = 2 * factor * (p - target) / p.size
+        assert np.allclose(prediction.grad[row].numpy(), gradient, rtol=1e-4, atol=1e-8)
+        assert prediction.grad[row].any() == (WEIGHTS[kind][place] > 0)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
 def test_a_batch_may_lack_either_part_of_prior_preservation():
     errors = torch.tensor([1.0, 3.0])
     for prior, expected in (([False, False], 2.0), ([True, True], 1.0), ([True, False], 3.5)):

@@ -66,6 +66,8 @@ def test_the_options_of_methods_reach_them():
     words = [*WORD, "--vectors", "3", "--initial", "a cat", "--sample-every", "5"]
     config = parse(UNetConfig, [*NEEDED, *words, "--sample-prompts", '["a <x>", "a dog"]'])
     assert (config.token, config.vectors, config.initial) == ("<x>", 3, "a cat")
+    encoder = parse(UNetConfig, [*NEEDED, "--train-text-encoder", "--text-encoder-lr", "5e-6"])
+    assert (encoder.train_text_encoder, encoder.text_encoder_lr) == (True, 5e-6)
     assert config.sample_prompts == ["a <x>", "a dog"]
 
 
@@ -124,6 +126,17 @@ def test_switches_need_no_value():
         (
             ["--token", "<x>", "--vectors", "2"],
             "only --method textual-inversion knows --token, --v",
+        ),
+        (
+            [*WORD, "--train-text-encoder"],
+            "only --method full and --method lora and --method dreambooth and --method "
+            "dreambooth-lora know --train-text-encoder",
+        ),
+        (["--text-encoder-lr", "1e-5"], "belongs to --train-text-encoder: pass it too"),
+        (["--train-text-encoder", "--text-encoder-lr", "0"], "--text-encoder-lr must be positive"),
+        (
+            ["--train-text-encoder", "--text-encoder-lr", "1", "--optimizer", "prodigy"],
+            "prodigy finds one learning rate for all: leave --text-encoder-lr out",
         ),
         (["--method", "textual-inversion"], "needs --token, a new word such as <my-cat>"),
         ([*WORD, "--vectors", "0"], "--vectors must be from 1 to 64"),
@@ -208,6 +221,7 @@ def test_mistakes_are_told(words, told):
             "--crop 600 must be a multiple of 8, at least 32 and",
         ),
         (["--from-config", "x"], "--from-config makes fresh weights: pass --train all"),
+        (["--auto-batch", "--adversarial-weight", "1"], "--auto-batch would change the weight of"),
         (["--crops", "0"], "--crops must be at least 1"),
         (["--kl-weight", "-1"], "--kl-weight must not be negative"),
         (["--reconstruction", "l3"], "reconstruction"),

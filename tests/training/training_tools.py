@@ -19,6 +19,7 @@ from ldm_toolkit.training.methods.full import FullUNet
 from ldm_toolkit.training.methods.lora import LoraUNet
 from ldm_toolkit.training.methods.textual_inversion import TextualInversion
 from ldm_toolkit.training.methods.vae import VAEMethod
+from ldm_toolkit.training.prepare import _caption_rows, caption_tokens, load_tokenizer
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -155,6 +156,34 @@ def inversion_method(
     return method, config
 
 
+def encoder_method(
+    output: Path,
+    model: Path,
+    *,
+    kind: Any = FullUNet,
+    captions: Any = (("a dog", "a red cat"), ("a bird",), ("a blue house at night",)),
+    unet: Any = None,
+    encoder: Any = None,
+    prediction: str = "epsilon",
+    **options: Any,
+) -> tuple[Any, UNetConfig]:
+    """A UNet method that trains the text encoder of a tiny model too."""
+    settings = {"data": "none", "output": str(output), "size": 64, "train_text_encoder": True}
+    config = UNetConfig(**(settings | options))
+    rows, texts = _caption_rows(captions)
+    method = kind(
+        unet if unet is not None else tiny_unet(),
+        config,
+        encoder=encoder or load_network(CLIPTextModel, model / "text_encoder"),
+        embeddings=caption_tokens(load_tokenizer(model / "tokenizer"), texts),
+        caption_rows=rows,
+        moments=random_moments(len(captions), torch.Generator().manual_seed(1)),
+        scaling_factor=0.5,
+        scheduler_config=noise_schedule(prediction),
+    )
+    return method, config
+
+
 def vae_method(output: Path, data: Path, **options: Any) -> tuple[VAEMethod, VAEConfig]:
     """The autoencoder method on an image folder."""
     settings = {"data": str(data), "output": str(output), "size": 64, "crop": 32, "batch_size": 4}
@@ -174,6 +203,9 @@ class Line:
 
     def trainable(self):
         return self.module
+
+    def rates(self):
+        return {}
 
     def batch(self, positions):
         self.seen.append(list(positions))

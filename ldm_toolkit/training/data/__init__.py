@@ -40,18 +40,19 @@ def open_source(
     memory: Path | None = None,
     quiet: bool = False,
     caption: str | None = None,
+    masks: bool = False,
 ) -> Source:
     """The source that ``--data`` names, after a look at every picture and a report of it.
 
     ``captions`` and ``seed`` are those of drawn scenes. ``memory`` is a file in which looking is
     remembered; ``quiet`` is for all processes but the first, which find the same. ``caption`` is
-    that of all pictures of a folder, "" for none. Raises InputError for bad pictures unless
-    ``--skip-bad`` leaves them out.
+    that of all pictures of a folder, "" for none; with ``masks`` their masks are read too. Raises
+    InputError for bad pictures unless ``--skip-bad`` leaves them out.
     """
-    if config.data == _STORYBOOK and caption is None:
+    if _drawn(config, caption, masks):
         return StorybookScenes(config.count, config.size, captions, seed)
     plan = plan if plan is not None else Plan(Geometry.square(config.size))
-    inspection = inspect(list_data(config, caption), memory, remember=not quiet)
+    inspection = inspect(list_data(config, caption, masks=masks), memory, remember=not quiet)
     refuse_bad(inspection, skip_bad=config.skip_bad, max_bad=config.max_bad)
     if not quiet:
         logger.info("%s", report_text(inspection, plan))
@@ -60,12 +61,22 @@ def open_source(
     return Pictures(inspection, plan.geometry)
 
 
-def check_data(config: DataConfig, plan: Plan, *, caption: str | None = None) -> None:
+def _drawn(config: DataConfig, caption: str | None, masks: bool) -> bool:
+    """Whether ``--data`` means scenes that are drawn. Raises InputError where masks are wanted."""
+    drawn = config.data == _STORYBOOK and caption is None
+    if drawn and masks:
+        raise InputError("--masked-loss needs masks, which the scenes of storybook have none of")
+    return drawn
+
+
+def check_data(
+    config: DataConfig, plan: Plan, *, caption: str | None = None, masks: bool = False
+) -> None:
     """Write the report of ``--check-data`` to stdout. Raises InputError where a picture is bad."""
-    if config.data == _STORYBOOK and caption is None:
+    if _drawn(config, caption, masks):
         sys.stdout.write(f"{config.count} scenes are drawn on the fly; nothing can be bad\n")
         return
-    inspection = inspect(list_data(config, caption))
+    inspection = inspect(list_data(config, caption, masks=masks))
     sys.stdout.write(report_text(inspection, plan) + "\n")
     sys.stdout.flush()
     if inspection.problems:

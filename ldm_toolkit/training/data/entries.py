@@ -32,12 +32,14 @@ NO_CAPTION = "no caption"
 class Entry:
     """A picture: how people find it, its captions, its file's bytes when they are asked for.
 
-    There are no captions where none is needed.
+    There are no captions where none is needed. ``mask`` reads the picture that is white where this
+    one counts.
     """
 
     name: str
     captions: tuple[str, ...]
     read: Callable[[], bytes]
+    mask: "FileBytes | None" = None
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,12 @@ class Listing:
     """What was found in a place, before any picture was decoded.
 
     ``advice`` says how captions are given there; ``unread`` counts what is there and not used.
+    ``masks``: whether the pictures' masks are looked for.
     """
 
     place: str
     advice: str
+    masks: bool = False
     entries: list[Entry] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)

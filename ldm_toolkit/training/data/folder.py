@@ -29,6 +29,8 @@ _OTHER_PICTURES = frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff"}
 )
 _MAX_CAPTION = 2**20
+_MASK = ".mask.png"
+_MASK_KEY = "mask_file_name"
 _ALONE = "expected PNG, JPEG or WebP files directly in it"
 
 Rows = Iterable[tuple[str, Any]]
@@ -57,16 +59,18 @@ def read_folder(
     image_column: str | None = None,
     caption_column: str | None = None,
     caption: str | None = None,
+    masks: bool = False,
 ) -> Listing:
-    """The pictures of a folder.
+    """The pictures of a folder, with ``masks`` those of the pictures too.
 
     Without metadata file they are those directly in the folder, in the order of their names; with
     one, those that it names, in its order. ``caption`` is that of all pictures in the folder, and
-    no other is looked for; with "" they have none. Raises InputError for a metadata file that
-    cannot be read at all.
+    no other is looked for; with "" they have none. The mask of dog.jpg is what mask_file_name in
+    the metadata names, or else dog.mask.png beside it, which is no picture of the data itself.
+    Raises InputError for a metadata file that cannot be read at all.
     """
-    listing = Listing(str(folder), _ADVICE if caption is None else _ALONE)
-    pictures = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
+    listing = Listing(str(folder), _ADVICE if caption is None else _ALONE, masks)
+    pictures = _without_masks(folder, listing)
     if caption is not None:
         _read_alone(pictures, caption, listing)
         _count_below(folder, listing)
@@ -85,11 +89,35 @@ def read_folder(
     return listing
 
 
+def _without_masks(folder: Path, listing: Listing) -> list[Path]:
+    """The files of a folder, in the order of their names, but for those beside pictures."""
+    files = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
+    pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+    beside = {path.with_suffix(_MASK) for path in pictures}.intersection(files)
+    if beside and not listing.masks:
+        listing.unread["masks, which --masked-loss uses"] = len(beside)
+    return [path for path in files if path not in beside]
+
+
+def _entry(
+    path: Path,
+    name: str,
+    captions: tuple[str, ...],
+    listing: Listing,
+    mask: FileBytes | None = None,
+) -> Entry:
+    """A picture, with its mask: the one that is given, else the one beside it."""
+    beside = path.with_suffix(_MASK)
+    if mask is None and listing.masks and beside.is_file():
+        mask = FileBytes(beside, name[: -len(path.name)] + beside.name)
+    return Entry(name, captions, FileBytes(path, name), mask)
+
+
 def _read_alone(paths: Iterable[Path], caption: str, listing: Listing) -> None:
     """Pictures of one caption, or of none where it is empty."""
     for path in _readable(paths, listing):
-        entry = Entry(path.name, (caption,) if caption else (), FileBytes(path, path.name))
-        listing.entries.append(entry)
+        captions = (caption,) if caption else ()
+        listing.entries.append(_entry(path, path.name, captions, listing))
 
 
 def _read_beside(paths: Iterable[Path], listing: Listing) -> None:
@@ -97,8 +125,7 @@ def _read_beside(paths: Iterable[Path], listing: Listing) -> None:
     for path in _readable(paths, listing):
         caption = _caption_beside(path, listing)
         if caption is not None:
-            entry = Entry(path.name, (caption,), FileBytes(path, path.name))
-            listing.entries.append(entry)
+            listing.entries.append(_entry(path, path.name, (caption,), listing))
 
 
 def _readable(paths: Iterable[Path], listing: Listing) -> Iterator[Path]:
@@ -140,8 +167,9 @@ def _count_below(folder: Path, listing: Listing) -> None:
 def _read_rows(
     folder: Path, rows: Rows, keys: tuple[str, tuple[str, ...]], listing: Listing
 ) -> set[Path]:
-    """The pictures that the rows of a metadata file name; their paths, good or bad."""
+    """The pictures that the rows of a metadata file name; paths of these and of their masks."""
     seen: dict[Path, str] = {}
+    masks: set[Path] = set()
     for where, row in rows:
         row = row if isinstance(row, dict) else {}
         name = row.get(keys[0])
@@ -155,6 +183,11 @@ def _read_rows(
         except ModelError as error:
             listing.refuse(where, f"{keys[0]} {error}")
             continue
+        try:
+            mask = _named_mask(folder, row.get(_MASK_KEY)) if listing.masks else None
+        except ModelError as error:
+            listing.refuse(where, f"{_MASK_KEY} {error}")
+            continue
         if path in seen:
             listing.refuse(
                 where, f"{name} is in {seen[path]} already; give several captions as a list"
@@ -162,8 +195,18 @@ def _read_rows(
             continue
         seen[path] = where
         shown = path.relative_to(folder).as_posix()
-        listing.entries.append(Entry(shown, captions, FileBytes(path, shown)))
-    return set(seen)
+        listing.entries.append(_entry(path, shown, captions, listing, mask))
+        if mask is not None:
+            masks.add(mask.path)
+    return masks.union(seen)
+
+
+def _named_mask(folder: Path, name: Any) -> FileBytes | None:
+    """The mask that a row names, if it does. Raises ModelError."""
+    if name is None or name == "":
+        return None
+    path = contained_path(folder, str(name))
+    return FileBytes(path, path.relative_to(folder).as_posix())
 
 
 def _jsonl_rows(path: Path, listing: Listing) -> Rows:

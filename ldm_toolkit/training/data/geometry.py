@@ -67,10 +67,11 @@ def bucket_shapes(size: int) -> tuple[Size, ...]:
     return tuple(sorted(shapes))
 
 
-def fit(image: Image.Image, shape: Size) -> Image.Image:
+def fit(
+    image: Image.Image, shape: Size, resampling: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """The middle of a picture at the size ``shape``."""
-    box = crop_box(image.size, shape)
-    return image.resize(shape, Image.Resampling.LANCZOS, box=box)
+    return image.resize(shape, resampling, box=crop_box(image.size, shape))
 
 
 def crop_box(size: Size, shape: Size) -> tuple[int, int, int, int]:

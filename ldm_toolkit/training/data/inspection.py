@@ -7,6 +7,7 @@ the hash of its file, where a memory of that is kept, so that a later start only
 import contextlib
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -29,12 +30,16 @@ _RULES = f"1 {PIL.__version__}"
 
 @dataclass(frozen=True)
 class Facts:
-    """What one look at a picture's file says: hashes of the file and of its pixels, its size."""
+    """What one look at a picture's file says: hashes of the file and of its pixels, its size.
+
+    ``mask`` is the hash of its mask's file.
+    """
 
     file: str
     pixels: str
     width: int
     height: int
+    mask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,29 @@ def inspect(listing: Listing, memory: Path | None = None, *, remember: bool = Tr
             wrong = ["empty caption"] if not all(text.strip() for text in entry.captions) else []
             fact = None
             try:
-                fact = known.look(entry)
+                fact = known.look(entry.read, entry.name)
             except InputError as error:
                 wrong.append(reason(error, entry.name))
+            if fact is not None and entry.mask is not None:
+                try:
+                    fact = _with_mask(fact, known.look(entry.mask, entry.mask.name))
+                except InputError as error:
+                    wrong.append(f"its mask {entry.mask.name}: {reason(error, entry.mask.name)}")
             if fact is None or wrong:
                 problems.append(Problem(entry.name, "; ".join(wrong)))
             else:
                 entries.append(entry)
                 facts.append(fact)
     return Inspection(listing, tuple(entries), tuple(facts), tuple(problems))
+
+
+def _with_mask(fact: Facts, mask: Facts) -> Facts:
+    """The facts of a picture that has this mask. Raises InputError for one of another size."""
+    sizes = (mask.width, mask.height), (fact.width, fact.height)
+    if sizes[0] != sizes[1]:
+        told = [f"{width}x{height}" for width, height in sizes]
+        raise InputError(f"is {told[0]}, the picture {told[1]}; expected the same size")
+    return dataclasses.replace(fact, mask=mask.file)
 
 
 def refuse_bad(inspection: Inspection, *, skip_bad: bool, max_bad: float) -> None:
@@ -117,12 +136,12 @@ class _Memory:
         if self._file is not None:
             self._file.close()
 
-    def look(self, entry: Entry) -> Facts:
-        """The facts of an entry. Raises InputError for a bad picture, CannotWrite."""
-        data = entry.read()
+    def look(self, read: Callable[[], bytes], name: str) -> Facts:
+        """The facts of a picture's file. Raises InputError for a bad picture, CannotWrite."""
+        data = read()
         digest = sha256_bytes(data)
         if digest not in self._known:
-            image = decode_image(data, entry.name)
+            image = decode_image(data, name)
             self._known[digest] = Facts(digest, pixels_sha256(image), image.width, image.height)
             self._write(self._known[digest])
         return self._known[digest]
@@ -130,7 +149,8 @@ class _Memory:
     def _write(self, facts: Facts) -> None:
         if self._file is not None:
             try:
-                self._file.write(json.dumps([_RULES, *dataclasses.astuple(facts)]) + "\n")
+                told = [_RULES, facts.file, facts.pixels, facts.width, facts.height]
+                self._file.write(json.dumps(told) + "\n")
                 self._file.flush()
             except OSError as error:
                 raise CannotWrite(f"cannot write {self._path}: {error.strerror}") from error

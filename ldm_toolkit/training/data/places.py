@@ -20,11 +20,22 @@ _EXPECTED = (
 )
 
 
-def list_data(config: DataConfig, caption: str | None = None) -> Listing:
+def list_data(config: DataConfig, caption: str | None = None, *, masks: bool = False) -> Listing:
     """The pictures that ``--data`` names, in their order, none decoded yet.
 
-    ``caption`` is that of all pictures of a folder: see `read_folder`. Raises InputError.
+    ``caption`` is that of all pictures of a folder: see `read_folder`; with ``masks`` at least one
+    picture must have one. Raises InputError.
     """
+    listing = _list_data(config, caption, masks)
+    if masks and listing.entries and not any(entry.mask for entry in listing.entries):
+        raise InputError(
+            f"--masked-loss: no picture of {listing.place} has a mask; expected NAME.mask.png "
+            "beside NAME.png or NAME.jpg in a folder, or mask_file_name in its metadata"
+        )
+    return listing
+
+
+def _list_data(config: DataConfig, caption: str | None, masks: bool) -> Listing:
     place, path = config.data, Path(config.data)
     columns = Columns(config.image_column, config.caption_column)
     if not place.strip():
@@ -33,9 +44,9 @@ def list_data(config: DataConfig, caption: str | None = None) -> Listing:
         if caption is not None and not path.is_dir():
             raise InputError(f"--data {place} is not a folder; expected pictures in one")
         if caption is not None:
-            return read_folder(path, caption=caption)
+            return read_folder(path, caption=caption, masks=masks)
         if path.is_dir():
-            return _list_folder(path, config, columns)
+            return _list_folder(path, config, columns, masks)
         if place.lower().endswith(_COMPRESSED):
             raise InputError(f"--data {place} is compressed and cannot be read by index; unpack it")
         if place.lower().endswith(".tar"):
@@ -51,9 +62,11 @@ def list_data(config: DataConfig, caption: str | None = None) -> Listing:
     raise InputError(f"--data {place} is not a folder; {_EXPECTED}")
 
 
-def _list_folder(folder: Path, config: DataConfig, columns: Columns) -> Listing:
+def _list_folder(folder: Path, config: DataConfig, columns: Columns, masks: bool) -> Listing:
     if holds_pictures(folder):
-        return read_folder(folder, image_column=columns.image, caption_column=columns.caption)
+        return read_folder(
+            folder, image_column=columns.image, caption_column=columns.caption, masks=masks
+        )
     if (folder / "state.json").is_file():
         return read_saved(folder, columns)
     shards = sorted(folder.glob("*.tar"))
@@ -66,7 +79,7 @@ def _list_folder(folder: Path, config: DataConfig, columns: Columns) -> Listing:
         return read_shards(str(folder), shards, caption_column=columns.caption)
     inner = folder / config.data_split
     if inner.is_dir():  # as the hub lays folders of pictures out, and save_to_disk several splits
-        return _list_folder(inner, config, columns)
+        return _list_folder(inner, config, columns, masks)
     if tables:
         return read_tables(str(folder), tables, columns)
     return read_folder(folder)

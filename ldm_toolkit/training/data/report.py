@@ -23,7 +23,7 @@ class Plan:
     """What the data is for.
 
     ``batch`` is the number of samples of a step over all processes. ``text_width`` is the text
-    encoder's, where latents and embeddings are cached.
+    encoder's, where latents and embeddings are cached, 0 where latents alone are.
     """
 
     geometry: Geometry
@@ -39,6 +39,9 @@ def report_text(inspection: Inspection, plan: Plan) -> str:
     lines += [f"  {problem}" for problem in inspection.problems]
     lines += [f"{count} {what}" for what, count in inspection.listing.unread.most_common(_SHOWN)]
     if inspection.entries:
+        if inspection.listing.masks:
+            count = sum(fact.mask is not None for fact in inspection.facts)
+            lines.append(f"{count} of {len(inspection.facts)} pictures have a mask")
         lines += _copies(inspection)
         lines += _long_captions(inspection, plan)
         lines += _sizes(inspection, plan)
@@ -123,9 +126,10 @@ def _cache(inspection: Inspection, plan: Plan) -> list[str]:
     texts = {text for entry in inspection.entries for text in entry.captions} | {""}
     latents = 2 * _MOMENTS * places  # two bytes a number
     embeddings = 2 * _TOKENS * plan.text_width * len(texts)
+    captions = f" and {_human(embeddings)} for {len(texts)} captions" if embeddings else ""
     return [
-        f"the cache takes {_human(latents)} for latents and {_human(embeddings)} for "
-        f"{len(texts)} captions, on disk and in the memory of every process"
+        f"the cache takes {_human(latents)} for latents{captions}, on disk and in the memory of "
+        "every process"
     ]
 
 

@@ -31,11 +31,15 @@ class Source(Protocol):
     def captions(self, index: int) -> tuple[str, ...]:
         """Captions of picture ``index``; none only where the data was opened without."""
 
+    def mask(self, index: int) -> Image.Image | None:
+        """The mask of picture ``index``, L, of its size, if it has one: white counts."""
+
 
 class Pictures:
     """The good pictures of an inspection, shrunk and cropped in the middle.
 
-    The fingerprint is that of the files, the captions and the sizes, wherever they came from.
+    The fingerprint is that of the files, the captions, the masks and the sizes, wherever they came
+    from.
     """
 
     def __init__(self, inspection: Inspection, geometry: Geometry) -> None:
@@ -44,7 +48,8 @@ class Pictures:
         content = hashlib.sha256(f"folder {geometry.key}".encode())
         for entry, fact in zip(self._entries, inspection.facts, strict=True):
             captions = " ".join(map(repr, entry.captions))
-            content.update(f"{fact.file} {captions}".encode())
+            mask = f" mask {fact.mask}" if fact.mask is not None else ""
+            content.update(f"{fact.file} {captions}{mask}".encode())
         self.fingerprint = content.hexdigest()
 
     def __len__(self) -> int:
@@ -62,6 +67,14 @@ class Pictures:
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions of picture ``index``."""
         return self._entries[index].captions
+
+    def mask(self, index: int) -> Image.Image | None:
+        """The mask of picture ``index``, L, cut as the picture is, if it has one."""
+        read = self._entries[index].mask
+        if read is None:
+            return None
+        levels = decode_image(read(), read.name).convert("L")
+        return fit(levels, self._sizes[index], Image.Resampling.BILINEAR)  # no ringing at edges
 
 
 class ImageFolder(Pictures):

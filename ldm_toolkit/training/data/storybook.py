@@ -30,6 +30,10 @@ class StorybookScenes:
         """Scene ``index``, RGB, size x size."""
         return self._render.render(self._scenes.sample_scene(self._seed, index), self._size)
 
+    def mask(self, index: int) -> Image.Image | None:
+        """None: scenes have no masks."""
+        return None
+
     def captions(self, index: int) -> tuple[str, ...]:
         """Several captions of scene ``index``."""
         scene = self._scenes.sample_scene(self._seed, index)

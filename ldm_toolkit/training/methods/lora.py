@@ -1,4 +1,4 @@
-"""``--method lora``: small matrices beside layers of a frozen UNet.
+"""``--method lora``: small matrices beside layers of a frozen UNet, and of its text encoder.
 
 What a layer computes becomes W x + scale B A x, with rank rows in A and columns in B: Hu et al.
 2021, section 4.1. ``--rslora``: Kalajdzievski 2023, eq. 5; ``--dora``: Liu et al. 2024, eq. 5.
@@ -32,11 +32,15 @@ _ADAPTER = "default"
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _OTHERS = ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 _CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
+_ENCODER = ("q_proj", "k_proj", "v_proj", "out_proj")
 _PRESETS = {"attention": _ATTENTION, "all": (*_ATTENTION, *_OTHERS, *_CONVOLUTIONS)}
 
 
 class LoraUNet(UNetMethod):
-    """A LoRA or DoRA of the UNet. Raises UserError for targets that the UNet does not have."""
+    """A LoRA or DoRA of the UNet, and of the attention of an ``encoder`` where there is one.
+
+    Raises UserError for targets that the UNet does not have.
+    """
 
     adapter_file = LORA_FILE
 
@@ -52,32 +56,37 @@ class LoraUNet(UNetMethod):
             network = UNet2DConditionModel.from_config(dict(unet))
         _targets(network, config.lora_targets)
 
-    def __init__(self, unet: UNet2DConditionModel, config: UNetConfig, **cached: Any) -> None:
-        _attach(unet, config)
-        super().__init__(unet, config, **cached)
+    def __init__(
+        self, unet: UNet2DConditionModel, config: UNetConfig, *, encoder: Any = None, **cached: Any
+    ) -> None:
+        _attach(unet, _targets(unet, config.lora_targets), config)
+        if encoder is not None:
+            layers = [name for name, _ in encoder.named_modules() if name.endswith(_ENCODER)]
+            _attach(encoder, layers, config)
+        super().__init__(unet, config, encoder=encoder, **cached)
 
     def save(self, folder: Path) -> None:
         """``folder/pytorch_lora_weights.safetensors``."""
-        tensors = lora_tensors(self.unet, _ADAPTER)
+        tensors = lora_tensors(self.unet, self.encoder, _ADAPTER)
         told = lora_metadata(tensors, self._config, self.unet.config, self.module.kind)
         write_atomic(folder / LORA_FILE, lora_bytes(tensors, told))
 
 
-def _attach(unet: nn.Module, config: UNetConfig) -> None:
-    """Freeze the UNet and put the matrices beside it, which change nothing yet: B is 0."""
+def _attach(network: nn.Module, layers: list[str], config: UNetConfig) -> None:
+    """Freeze a network and put the matrices beside it, which change nothing yet: B is 0."""
     from peft import LoraConfig, inject_adapter_in_model
 
     settings: dict[str, Any] = {
         "r": config.rank,
         "lora_alpha": config.alpha if config.alpha is not None else config.rank,
-        "target_modules": _targets(unet, config.lora_targets),
+        "target_modules": layers,
         "use_dora": config.dora,
         "use_rslora": config.rslora,
     }
-    unet.requires_grad_(False)
+    network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
-        inject_adapter_in_model(LoraConfig(**settings), unet, _ADAPTER)
-    for name, layer in lora_layers(unet):  # as peft does, but each matrix on its own
+        inject_adapter_in_model(LoraConfig(**settings), network, _ADAPTER)
+    for name, layer in lora_layers(network):  # as peft does, but each matrix on its own
         rng = generator(config.seed, f"lora {name}", 0)
         nn.init.kaiming_uniform_(layer.lora_A[_ADAPTER].weight, math.sqrt(5), generator=rng)
 

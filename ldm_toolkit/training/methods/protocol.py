@@ -1,6 +1,6 @@
 """What the loop asks of a method."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,9 @@ class Method(Protocol):
         """What the optimiser, the moving average and the checkpoints see: its parameters that
         require gradients. The frozen ones come from the model at every start.
         """
+
+    def rates(self) -> Mapping[str, float]:
+        """Learning rates of parts of ``trainable``, by name, that have one of their own."""
 
     def checkpoint_gradients(self) -> None:
         """From now on compute blocks twice instead of keeping what they computed."""

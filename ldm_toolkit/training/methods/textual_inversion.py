@@ -78,7 +78,7 @@ class TextualInversion(UNetMethod):
         word = _new_word(config, tokenizer)
         tokens, rows = _caption_tokens(captions, word)
         unet.requires_grad_(False)
-        encoder.requires_grad_(False).eval()
+        encoder.requires_grad_(False)
         table = encoder.get_input_embeddings()
         initial: list[int] = []
         if config.initial is not None:
@@ -89,10 +89,6 @@ class TextualInversion(UNetMethod):
         super().__init__(
             unet, config, embeddings=tokens, caption_rows=rows, encoder=encoder, **cached
         )
-
-    def trainable(self) -> nn.Module:
-        """The learned vectors; beside them UNet and text encoder, which are frozen."""
-        return self.module
 
     def save(self, folder: Path) -> None:
         """``folder/learned_embeds.safetensors``: one tensor, (N, D), by the word's name."""

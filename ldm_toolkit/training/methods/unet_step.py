@@ -54,9 +54,7 @@ def _refuse_epsilon(kind: str) -> None:
 class _UNetStep(nn.Module):
     """The batch's loss; ``text`` is embeddings, or with an encoder the token ids that it reads."""
 
-    def __init__(
-        self, unet: nn.Module, kind: str, config: UNetConfig, encoder: nn.Module | None = None
-    ) -> None:
+    def __init__(self, unet: nn.Module, kind: str, config: UNetConfig, encoder: Any = None) -> None:
         super().__init__()
         self.unet, self.kind, self.encoder = unet, kind, encoder
         self.gamma, self.debiased = config.min_snr_gamma, config.debiased
@@ -71,14 +69,20 @@ class _UNetStep(nn.Module):
         text: Tensor,
         input_noise: Tensor | None = None,
         prior: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        if self.encoder is not None:
-            text = self.encoder(text).last_hidden_state
         added = noise if input_noise is None else input_noise
         noisy = diffusion.add_noise(latents, added, alpha_bar)
-        prediction = self.unet(noisy, timesteps, encoder_hidden_states=text).sample
+        prediction = self._prediction(noisy, timesteps, text)
         errors = objectives.prediction_errors(
-            prediction, self.kind, latents, noise, alpha_bar, self.gamma, debiased=self.debiased
+            prediction,
+            self.kind,
+            latents,
+            noise,
+            alpha_bar,
+            self.gamma,
+            debiased=self.debiased,
+            mask=mask,
         )
         if prior is None:
             return errors.mean()
@@ -89,8 +93,14 @@ class _UNetStep(nn.Module):
     ) -> Tensor:
         """Squared error of each sample without any weight, (B,): what validation compares."""
         noisy = diffusion.add_noise(latents, noise, alpha_bar)
-        prediction = self.unet(noisy, timesteps, encoder_hidden_states=text).sample
+        prediction = self._prediction(noisy, timesteps, text)
         return objectives.prediction_errors(prediction, self.kind, latents, noise, alpha_bar)
+
+    def _prediction(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        # Here and not before: what goes through the module has its gradients reduced.
+        if self.encoder is not None:
+            text = self.encoder(text).last_hidden_state
+        return self.unet(noisy, timesteps, encoder_hidden_states=text).sample
 
 
 class UNetMethod(ABC):
@@ -98,9 +108,11 @@ class UNetMethod(ABC):
 
     ``moments[i]`` is (8, h, w): mean and log variance of the VAE's posterior of picture i.
     ``embeddings`` is (M, T, D), row 0 the empty caption, or token ids (M, T) where there is an
-    ``encoder``, which then reads them in every step; ``caption_rows[i]`` are the rows of picture i.
+    ``encoder``, which then reads them in every step and is part of what may be trained;
+    ``caption_rows[i]`` are the rows of picture i.
     ``instances`` is the number of pictures of a subject, which pictures of its class follow: every
-    second sample is one of those, for prior preservation. ``index`` maps positions of the run to
+    second sample is one of those, for prior preservation. ``masks[i]`` is (1, h, w) in [0, 1]:
+    where errors count. ``index`` maps positions of the run to
     pictures, of one size in each batch; without it all have one size, and each epoch is a
     permutation. Raises UserError for zero-terminal SNR with a model that
     predicts epsilon.
@@ -139,18 +151,21 @@ class UNetMethod(ABC):
         caption_rows: Sequence[Sequence[int]],
         scaling_factor: float,
         scheduler_config: dict,
-        encoder: nn.Module | None = None,
+        encoder: Any = None,
         instances: int | None = None,
+        masks: Tensor | Sequence[Tensor] | None = None,
         index: Callable[[int], int] | None = None,
     ) -> None:
         from diffusers import DDPMScheduler
 
         noise_scheduler = DDPMScheduler.from_config(scheduler_config)
-        self.unet, self._config = unet, config
+        self.unet, self._config, self.encoder = unet, config, encoder
+        if encoder is not None:
+            encoder.eval()  # dropout would draw from a generator's history
         self._moments, self._embeddings, self._rows = moments, embeddings, caption_rows
         self._scaling_factor = scaling_factor
         self._alphas_cumprod = noise_scheduler.alphas_cumprod
-        self._instances = instances
+        self._instances, self._masks = instances, masks
         self._index: Callable[[int], int] = PermutationIndex(config.seed, len(moments))
         if index is not None:
             self._index = index
@@ -163,8 +178,13 @@ class UNetMethod(ABC):
         self.module = _UNetStep(unet, kind, config, encoder)
 
     def trainable(self) -> nn.Module:
-        """The UNet."""
-        return self.unet
+        """The UNet, with the text encoder where there is one."""
+        return self.unet if self.encoder is None else self.module
+
+    def rates(self) -> Mapping[str, float]:
+        """That of the text encoder, where it was given one."""
+        rate = self._config.text_encoder_lr
+        return {} if rate is None else {"encoder": rate}
 
     @property
     def alphas_cumprod(self) -> Tensor:
@@ -204,10 +224,12 @@ class UNetMethod(ABC):
             "latents": latents,
             "noise": noise,
             "timesteps": torch.tensor(self._timestep(position)),
-            "text": text.float() if text.is_floating_point() else text,
+            "text": text.float() if text.is_floating_point() else text,  # or token ids
         }
         if self._instances is not None:
             sample["prior"] = torch.tensor(index >= self._instances)
+        if self._masks is not None:
+            sample["mask"] = self._masks[index].float()
         gamma = self._config.input_perturbation
         if gamma > 0:  # of a generator of its own: other options leave it as it is
             draw = torch.randn(mean.shape, generator=generator(seed, "perturbation", position))

@@ -1,6 +1,6 @@
 """The autoencoder's training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -59,6 +59,10 @@ class VAEMethod:
     def trainable(self) -> nn.Module:
         """The autoencoder, and the critic where there is one."""
         return self.module
+
+    def rates(self) -> Mapping[str, float]:
+        """None: there is one rate for all."""
+        return {}
 
     def checkpoint_gradients(self) -> None:
         """From now on compute the blocks twice instead of keeping what they computed."""
