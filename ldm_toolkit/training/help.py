@@ -80,7 +80,7 @@ def _group(kind: type, parser: jsonargparse.ArgumentParser) -> None:
     everything = parser._action_groups[-1]
     left = {action.dest: action for action in everything._group_actions}
     for base in kind.__mro__:
-        own = [left.pop(name) for name in vars(base).get("__annotations__", {}) if name in left]
+        own = [left.pop(name) for name in inspect.get_annotations(base) if name in left]
         if own:
             told = (base.__doc__ or "").strip().splitlines()[0].rstrip(".")
             title = "Options of this command alone" if base is kind else told
