@@ -148,10 +148,10 @@ class TestJobsThatDiffer:
     @pytest.mark.parametrize(
         ("row", "told"),
         [
-            ('{"prompt": "a", "clip_skip": 60}', "row 2: --clip-skip"),
-            ('{"prompt": "a", "scheduler": "euler", "eta": 0.5}', "row 2: --eta: euler"),
-            ('{"prompt": "a", "steps": 51, "scheduler": "lcm"}', "row 2: --steps"),
-            ('{"prompt": "(a:500)"}', "row 2: "),
+            ('{"prompt": "a", "clip_skip": 60}', "p.jsonl:2: clip_skip: the text encoder"),
+            ('{"prompt": "a", "scheduler": "euler", "eta": 0.5}', "p.jsonl:2: eta: euler"),
+            ('{"prompt": "a", "steps": 51, "scheduler": "lcm"}', "p.jsonl:2: steps: lcm can do 50"),
+            ('{"prompt": "(a:500)"}', "p.jsonl:2: the weight of"),
             ('{"prompt": "a", "prompt": "b"}', "p.jsonl:2: not JSON: a name occurs twice"),
         ],
     )

@@ -22,6 +22,7 @@ from ldm_toolkit.models.hub import fetch_model, on_hub
 from ldm_toolkit.models.single_file import check_single_file, is_single_file
 from ldm_toolkit.promptfile import size_problems
 from ldm_toolkit.recipe import GenerateOptions, ModelDefaults
+from ldm_toolkit.values import counted
 
 if TYPE_CHECKING:
     from ldm_toolkit.replay import Original
@@ -139,11 +140,11 @@ def choose_model(
 
 
 def fit_problems(options: GenerateOptions, known: Known | None) -> dict[str, str]:
-    """What cannot be done, by the model where it is known; a line by the option's field."""
+    """What cannot be done, by the model where it is known: by field a line that begins with it."""
     problems = {}
     name = options.scheduler
     if options.eta and name is not None and not schedulers.takes_eta(name):
-        problems["eta"] = f"{name} knows no eta; ddim and tcd do"
+        problems["eta"] = f"eta: {name} knows no eta; ddim and tcd do"
     if options.strength is not None and int(options.steps * options.strength) < 1:
         problems["strength"] = (
             f"strength {options.strength:g} leaves none of {options.steps} steps; raise one"
@@ -153,10 +154,12 @@ def fit_problems(options: GenerateOptions, known: Known | None) -> dict[str, str
     most = schedulers.max_steps(name if name is not None else "ddim", known.configs["scheduler"])
     if options.steps > most:
         who = name if name is not None else "the model's scheduler"
-        problems["steps"] = f"{who} can do {most} at most, not {options.steps}"
+        problems["steps"] = f"steps: {who} can do {most} at most, not {options.steps}"
     layers = known.configs["text_encoder"].get("num_hidden_layers", 12)
     if options.clip_skip >= layers:
-        problems["clip_skip"] = f"the text encoder has {layers} layers; one must stay"
+        problems["clip_skip"] = (
+            f"clip_skip: the text encoder has {counted(layers, 'layer')}; one must stay"
+        )
     return problems | size_problems(options, known.defaults.multiple)
 
 

@@ -235,17 +235,15 @@ def _unfit(options: GenerateOptions, known: Known | None) -> dict[str, str]:
         try:
             parse_weights(getattr(options, name))
         except UserError as error:
-            problems[name] = str(error)
+            problems[name] = str(error) if name == "prompt" else f"{name}: {error}"
     return problems
 
 
 def _note(wrong: Mapping[str, str], problems: Problems) -> None:
     """Note what is wrong with options, under the names that the person typed."""
     for name, line in wrong.items():
-        if name != "prompt":
-            after = line.removeprefix(name)
-            line = f"{flag(name)}{after}" if after != line else f"{flag(name)}: {line}"
-        problems.errors.append(UserError(line))
+        typed = line if name == "prompt" else flag(name) + line.removeprefix(name)
+        problems.errors.append(UserError(typed))
 
 
 def _job_folder(output: str) -> Path:

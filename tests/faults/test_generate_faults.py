@@ -227,7 +227,7 @@ def test_a_job_tells_wrong_options_once_and_all_wrong_rows(ldm_gen: Command, wor
     assert_refused(done, 2, "--height must be a multiple of 8; the nearest is 32")
     assert done.err.count("height") == 1
     assert done.err.count("--steps must be") == 1
-    assert "2 bad rows: p.jsonl:1: the text encoder has 2 layers; one must stay" in done.err
+    assert "2 bad rows: p.jsonl:1: clip_skip: the text encoder has 2 layers; one must" in done.err
     assert "p.jsonl:3: width must be a multiple of 8; the nearest is 32" in done.err
     (workdir / "p.jsonl").write_text('{"prompt": "b"}')
     done = ldm_gen("--prompts", "p.jsonl", "-o", "out/", "--strength", 0.5)
