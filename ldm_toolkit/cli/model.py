@@ -157,9 +157,8 @@ def fit_problems(options: GenerateOptions, known: Known | None) -> dict[str, str
         problems["steps"] = f"steps: {who} can do {most} at most, not {options.steps}"
     layers = known.configs["text_encoder"].get("num_hidden_layers", 12)
     if options.clip_skip >= layers:
-        problems["clip_skip"] = (
-            f"clip_skip: the text encoder has {counted(layers, 'layer')}; one must stay"
-        )
+        told = counted(layers, "layer")
+        problems["clip_skip"] = f"clip_skip: the text encoder has {told}; one must stay"
     return problems | size_problems(options, known.defaults.multiple)
 
 
