@@ -101,7 +101,10 @@ def staged_directory(
     _remove_dead(final)
     try:
         with _hidden_folder(final) as staging:
-            yield staging
+            try:
+                yield staging
+            except CannotWrite as error:  # the person knows the folder by its final name
+                raise CannotWrite(str(error).replace(str(staging), str(final))) from error
             for file in staging.rglob("*"):
                 if file.is_file():
                     with open(file, "rb") as handle:

@@ -1,6 +1,9 @@
 """What a call gives, checked: prompts, seeds, picture, mask, latents."""
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +12,17 @@ from PIL import Image
 
 from ldm_toolkit import latents as latents_
 from ldm_toolkit import starts
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import UserError, suggestion
 from ldm_toolkit.files import sha256_bytes
 from ldm_toolkit.images import pixels_sha256, to_rgb
 from ldm_toolkit.models.components import Components
-from ldm_toolkit.recipe import Inputs, Recipe
+from ldm_toolkit.recipe import GenerateOptions, Inputs, ModelDefaults, Recipe
 
-__all__ = ["Given", "batch_of", "prompt_list", "seed_list"]
+__all__ = ["Given", "batch_of", "frame_options", "prompt_list", "seed_list", "warn_if_small"]
+
+_log = logging.getLogger(__name__)
+# Share of the model's own side below which pictures fall apart.
+_SMALL = 0.6
 
 
 @dataclass(frozen=True)
@@ -138,3 +145,30 @@ def batch_of(batch_size: int | None, count: int) -> int:
             f"not {batch_size!r:.80}"
         )
     return batch_size
+
+
+def frame_options(options: Mapping[str, Any]) -> GenerateOptions:
+    """What all frames of ``interpolate`` share; prompt and seed are each frame's own.
+
+    Raises UserError, also for what only a call takes, such as an image.
+    """
+    fields = [field.name for field in dataclasses.fields(GenerateOptions)]
+    known = [name for name in fields if name not in ("prompt", "seed", "strength")]
+    problems = [
+        f"interpolate takes no {name!r:.80}{suggestion(name, [*known, 'prompts', 'seeds'])}"
+        for name in options
+        if name not in known
+    ]
+    if problems:
+        raise UserError(f"{'; '.join(problems)} (its options: {', '.join(known)})")
+    return GenerateOptions(prompt="", **options)
+
+
+@functools.cache
+def warn_if_small(width: int, height: int, defaults: ModelDefaults) -> None:
+    """Say once a size that the model was trained for much larger pictures."""
+    if width < _SMALL * defaults.width or height < _SMALL * defaults.height:
+        _log.warning(
+            "%s was trained at %dx%d; at %dx%d it draws poorly",
+            *(defaults.name, defaults.width, defaults.height, width, height),
+        )

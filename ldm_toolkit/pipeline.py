@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ldm_toolkit import given as given_
 from ldm_toolkit import latents as latents_
 from ldm_toolkit import prompts as prompts_
 from ldm_toolkit import schedulers
 from ldm_toolkit.compilation import compile_networks
 from ldm_toolkit.denoise import denoise
 from ldm_toolkit.errors import UserError
-from ldm_toolkit.given import Given, batch_of, prompt_list, seed_list
+from ldm_toolkit.given import Given
 from ldm_toolkit.guidance import Guidance
 from ldm_toolkit.hardware import cpu_capability, set_attention
 from ldm_toolkit.memory import Room
@@ -193,8 +194,8 @@ class LatentPipeline(Parts):
         first noise. Fewer pictures than ``batch_size`` are computed as that many, so that they
         have the bits of a full batch. Raises UserError.
         """
-        texts = prompt_list(prompt, images_per_prompt)
-        seeds = seed_list(seed, len(texts))
+        texts = given_.prompt_list(prompt, images_per_prompt)
+        seeds = given_.seed_list(seed, len(texts))
         options = GenerateOptions(
             prompt=texts[0],
             negative_prompt=negative_prompt,
@@ -224,10 +225,10 @@ class LatentPipeline(Parts):
         """Pictures on the way from the first prompt and seed to the last, one after the other.
 
         Embeddings are mixed linearly, the seeds' noise on the arc; a single prompt or seed stays
-        the same all the way. ``options`` are those of a call. ``images.save_animation`` makes a
-        film of the frames. Raises UserError.
+        the same all the way. ``options`` are those of a call without a picture.
+        ``images.save_animation`` makes a film of the frames. Raises UserError.
         """
-        texts = prompt_list(prompts, 1)
+        texts, shared = given_.prompt_list(prompts, 1), given_.frame_options(options)
         if not isinstance(seeds, int | list | tuple):
             raise UserError(f"seeds must be a whole number or a list of them, not {seeds!r:.80}")
         numbers = [seeds] if isinstance(seeds, int) else list(seeds)
@@ -241,19 +242,19 @@ class LatentPipeline(Parts):
             raise UserError(f"frames must be a whole number from {points}, not {frames!r:.80}")
         texts, numbers = texts * (points // len(texts)), numbers * (points // len(numbers))
         return (
-            self._frame(texts, numbers, frame * (points - 1) / (frames - 1), options)
+            self._frame(texts, numbers, frame * (points - 1) / (frames - 1), shared)
             for frame in range(frames)
         )
 
     def _frame(
-        self, texts: list[str], seeds: list[int], place: float, options: dict[str, Any]
+        self, texts: list[str], seeds: list[int], place: float, shared: GenerateOptions
     ) -> Image.Image:
         """The picture at a place between the points 0, 1, 2, ... of ``interpolate``."""
         left = min(int(place), len(texts) - 2)
         weight = place - left
         runs = []
         for at in (left, left + 1):
-            asked = GenerateOptions(prompt=texts[at], seed=seeds[at], **options)
+            asked = dataclasses.replace(shared, prompt=texts[at], seed=seeds[at])
             runs.append(self._recipes([texts[at]], None, asked, Given(), None))
         ((first,), solver), ((second,), _) = runs
         noise = latents_.slerp(
@@ -285,7 +286,7 @@ class LatentPipeline(Parts):
         if options.eta and not schedulers.takes_eta(name):
             raise UserError(f"{name} knows no eta; ddim and tcd do")
         solver = schedulers.create(name, config)
-        together = batch_of(batch_size, len(texts))
+        together = given_.batch_of(batch_size, len(texts))
         execution = self._execution(schedulers.json_config(solver), together)
         first = resolve(
             dataclasses.replace(options, scheduler=name),
@@ -293,6 +294,7 @@ class LatentPipeline(Parts):
             execution,
             given.inputs(self.components, len(texts)),
         )
+        given_.warn_if_small(first.width, first.height, self._defaults)
         if seeds is None:
             seeds = [first.seed + index for index in range(len(texts))]
         recipes = [

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import sys
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from typing import Any
 from ldm_toolkit import schedulers
 from ldm_toolkit.errors import InputError, LdmToolkitError, UserError, suggestion
 from ldm_toolkit.recipe import GenerateOptions
-from ldm_toolkit.values import without_repeats
+from ldm_toolkit.values import counted, without_repeats
 
-__all__ = ["COLUMNS", "Row", "kind_of", "read_rows"]
+__all__ = ["COLUMNS", "Row", "kind_of", "read_rows", "size_problems", "sound_options"]
 
 _MAX_BYTES = 64 << 20
 _MAX_PROMPT = 32_000
 _SHOWN = 20
+_UNKNOWN = "unknown column"
 _ALIASES = {"negative": "negative_prompt", "text": "prompt", "caption": "prompt"}
 COLUMNS = (*(field.name for field in dataclasses.fields(GenerateOptions)), "image", "mask")
 
@@ -45,43 +46,68 @@ def kind_of(name: str) -> type:
     return kind
 
 
-def read_rows(path: str | Path, defaults: Mapping[str, Any], multiple: int = 8) -> list[Row]:
+def sound_options(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values that GenerateOptions takes, and what is wrong with the others, by field."""
+    sound, wrong = {}, {}
+    for name, value in values.items():
+        try:
+            GenerateOptions(**{"prompt": "", name: value})
+            sound[name] = value
+        except UserError as error:
+            wrong[name] = str(error)
+    return sound, wrong
+
+
+def size_problems(options: GenerateOptions, multiple: int = 8) -> dict[str, str]:
+    """What is wrong with sides that the model cannot draw, by field."""
+    found = {}
+    for name in ("width", "height"):
+        value = getattr(options, name)
+        if value is not None and value % multiple:
+            nearest = max(1, round(value / multiple)) * multiple
+            found[name] = f"{name} must be a multiple of {multiple}; the nearest is {nearest}"
+    return found
+
+
+def read_rows(
+    path: str | Path,
+    defaults: Mapping[str, Any],
+    unfit: Callable[[GenerateOptions], Mapping[str, str]] = size_problems,
+) -> list[Row]:
     """The rows of a .txt (a prompt a line), .jsonl, .csv or .parquet file; "-" is stdin.
 
-    ``defaults`` are fields of GenerateOptions that hold where a row says nothing; sizes must be
-    multiples of ``multiple``. Files in the columns image and mask are relative to the prompt file.
-    Raises InputError naming every bad row.
+    ``defaults`` are fields of GenerateOptions that hold where a row says nothing; ``unfit`` tells
+    what the model cannot do, by field. Files in the columns image and mask are relative to the
+    prompt file. Raises InputError naming every bad row.
     """
     found: list[Row] = []
     problems: list[str] = []
     known: dict[Path, str] = {}
     for where, values in _records(path, problems):
-        if values is None:
-            continue
         try:
-            row = _row(values, defaults, Path(path).parent, known)
-            _check_size(row.options, multiple)
-            found.append(row)
-        except LdmToolkitError as error:
+            found.append(_row(values, defaults, Path(path).parent, known, unfit))
+        except UserError as error:
             problems.append(f"{where}: {error}")
     if problems:
         shown = "; ".join(problems[:_SHOWN])
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise InputError(f"{len(problems)} bad rows: {shown}{more}")
+        if any(_UNKNOWN in problem for problem in problems):
+            more += f" (columns are {', '.join(COLUMNS)})"
+        raise InputError(f"{counted(len(problems), 'bad row')}: {shown}{more}")
     if not found:
         raise InputError(f"{path} holds no prompt")
     return found
 
 
-Records = Iterator[tuple[str, dict[str, Any] | None]]
+Records = Iterator[tuple[str, dict[str, Any]]]
 
 
 def _records(path: str | Path, problems: list[str]) -> Records:
-    """(file:line, values by column) of each row; None with a problem noted."""
+    """(file:line, values by column) of each row that can be read; None where it has no value."""
     suffix = Path(path).suffix.lower()
     name = Path(path).name
     if suffix == ".parquet":
-        yield from _parquet(Path(path))
+        yield from _parquet(Path(path), problems)
         return
     lines = _lines(path, name, problems)
     if str(path) == "-":
@@ -144,13 +170,14 @@ def _jsonl(lines: list[tuple[int, str]], name: str, problems: list[str]) -> Reco
         if not isinstance(values, dict):
             problems.append(f"{where}: expected an object, found {type(values).__name__}")
             continue
-        yield where, {key: value for key, value in values.items() if value is not None}
+        yield where, values
 
 
 def _csv(lines: list[tuple[int, str]], name: str, problems: list[str]) -> Records:
     numbers = [number for number, _ in lines]
     reader = csv.reader([text + "\n" for _, text in lines], strict=True)
     header: list[str] | None = None
+    left_out: set[str] = set()
     try:
         for cells in reader:
             where = f"{name}:{numbers[reader.line_num - 1]}"
@@ -160,20 +187,26 @@ def _csv(lines: list[tuple[int, str]], name: str, problems: list[str]) -> Record
                 header = [cell.strip() for cell in cells]
                 if "prompt" not in [_ALIASES.get(cell, cell) for cell in header]:
                     raise InputError(f"{where}: the first line must name the columns, with prompt")
-                if len(set(header)) != len(header):
+                columns = [cell for cell in header if cell]
+                if len(set(columns)) != len(columns):
                     raise InputError(f"{where}: a column occurs twice")
+                left_out = _unknown_columns(columns, where, problems)
             elif len(cells) != len(header):
-                problems.append(f"{where}: {len(cells)} cells under {len(header)} columns")
+                told = f"{counted(len(cells), 'cell')} under {counted(len(header), 'column')}"
+                problems.append(f"{where}: {told}")
             else:
-                pairs = zip(header, cells, strict=True)
-                yield where, {key: _parsed(key, cell) for key, cell in pairs if cell.strip()}
+                # A spreadsheet adds columns that have neither a name nor a value.
+                pairs = [(k, c) for k, c in zip(header, cells, strict=True) if k or c.strip()]
+                yield where, {k: _parsed(k, c) for k, c in pairs if k not in left_out}
     except csv.Error as error:
         problems.append(f"{name}:{numbers[max(0, reader.line_num - 1)]}: {error}")
 
 
 def _parsed(name: str, cell: str) -> Any:
-    """A cell as the type that its column holds; as it is where it cannot be read."""
+    """A cell as the type that its column holds, None where it is empty; else as it is."""
     name = _ALIASES.get(name, name)
+    if not cell.strip():
+        return None
     if name not in COLUMNS or name in ("image", "mask"):
         return cell.strip()
     kind = kind_of(name)
@@ -185,69 +218,105 @@ def _parsed(name: str, cell: str) -> Any:
         return cell  # GenerateOptions says what it should be
 
 
-def _parquet(path: Path) -> Records:
+def _unknown_columns(names: Iterable[str], where: str, problems: list[str]) -> set[str]:
+    """The columns of a table that there are not; told once, and not again in every row."""
+    unknown = {name for name in names if _ALIASES.get(name, name) not in COLUMNS}
+    problems += [f"{where}: {_unknown(name)}" for name in names if name in unknown]
+    return unknown
+
+
+def _unknown(name: str) -> str:
+    return f"{_UNKNOWN} {name!r:.80}{suggestion(name, COLUMNS)}"
+
+
+def _parquet(path: Path, problems: list[str]) -> Records:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import read_table
     except ImportError:
         raise InputError(f"{path}: reading .parquet needs pyarrow; pip install pyarrow") from None
     try:
-        rows = read_table(path).to_pylist()
+        table = read_table(path)
+        rows = table.to_pylist()
     except (ArrowException, OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    left_out = _unknown_columns(table.column_names, path.name, problems)
     for number, values in enumerate(rows, 1):
-        given = {key: value for key, value in values.items() if value is not None}
-        yield f"{path.name}:{number}", given
+        yield f"{path.name}:{number}", {k: v for k, v in values.items() if k not in left_out}
 
 
 def _row(
-    values: Mapping[str, Any], defaults: Mapping[str, Any], folder: Path, known: dict[Path, str]
+    values: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    folder: Path,
+    known: dict[Path, str],
+    unfit: Callable[[GenerateOptions], Mapping[str, str]],
 ) -> Row:
     """One row, checked. Raises UserError with everything that is wrong."""
-    named: dict[str, Any] = {}
-    problems = []
-    for key, value in values.items():
-        name = _ALIASES.get(key, key)
-        if name not in COLUMNS:
-            problems.append(f"unknown column {key!r:.80}{suggestion(key, COLUMNS)}")
-        elif name in named:
-            problems.append(f"{name} is given twice")
-        named[name] = value
+    problems: list[str] = []
+    named = _named(values, problems)
+    files = {name: named.pop(name) for name in ("image", "mask") if name in named}
+    if "image" not in files:
+        if "mask" in files or "strength" in named:
+            problems.append("mask and strength need an image")
+        defaults = {name: value for name, value in defaults.items() if name != "strength"}
+    inputs = _inputs(files, folder, known, problems)
+    sound, wrong = sound_options(named)
+    if isinstance(sound.get("scheduler"), str):
+        try:
+            sound["scheduler"] = schedulers.resolve_name(sound["scheduler"])
+        except UserError as error:
+            wrong["scheduler"] = str(error)
+            del sound["scheduler"]
+    options = GenerateOptions(**{"prompt": "", **defaults, **sound})
+    problems += [*wrong.values(), *unfit(options).values()]
     if problems:
         raise UserError("; ".join(problems))
-    files = {name: named.pop(name) for name in ("image", "mask") if name in named}
-    if not str(named.get("prompt", "")).strip():
-        raise UserError("no prompt")
-    if len(str(named["prompt"])) > _MAX_PROMPT:
-        raise UserError(f"the prompt has more than {_MAX_PROMPT} characters")
-    options = GenerateOptions(**{**defaults, **named})
-    if options.scheduler is not None:
-        options = dataclasses.replace(options, scheduler=schedulers.resolve_name(options.scheduler))
-    if "image" not in files and ("mask" in files or options.strength is not None):
-        raise UserError("mask and strength need an image")
+    return Row(options, **inputs)
+
+
+def _named(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The values that a row gives by field; what cannot be one is noted and left out."""
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        name = _ALIASES.get(key, key)
+        if not key:
+            problems.append(f"{value!r:.80} stands in a column without a name")
+        elif name not in COLUMNS:
+            problems.append(_unknown(key))
+        elif value is not None and name in named:
+            problems.append(f"{name} is given twice")
+        elif value is not None:
+            named[name] = value
+    prompt = str(named.get("prompt", ""))
+    if not prompt.strip():
+        problems.append("no prompt")
+    elif len(prompt) > _MAX_PROMPT:
+        problems.append(f"the prompt has more than {_MAX_PROMPT} characters")
+        del named["prompt"]
+    return named
+
+
+def _inputs(
+    files: Mapping[str, Any], folder: Path, known: dict[Path, str], problems: list[str]
+) -> dict[str, Any]:
+    """The files of a row and the hashes of their pixels, by the fields of Row."""
     inputs: dict[str, Any] = {}
     for name, text in files.items():
         if not isinstance(text, str):
-            raise UserError(f"{name} must be the name of a file, not {text!r:.80}")
+            problems.append(f"{name} must be the name of a file, not {text!r:.80}")
+            continue
         path = folder / text
-        if path not in known:
-            known[path] = _pixels_sha256(path)
-        inputs |= {name: path, f"{name}_sha256": known[path]}
-    return Row(options, **inputs)
+        try:
+            if path not in known:
+                known[path] = _pixels_sha256(path)
+            inputs |= {name: path, f"{name}_sha256": known[path]}
+        except LdmToolkitError as error:
+            problems.append(str(error))
+    return inputs
 
 
 def _pixels_sha256(path: Path) -> str:
     from ldm_toolkit.images import open_image, pixels_sha256  # needs Pillow, most files do not
 
     return pixels_sha256(open_image(path))
-
-
-def _check_size(options: GenerateOptions, multiple: int) -> None:
-    """Raises UserError for sides that the model cannot draw."""
-    wrong = [
-        f"{name} must be a multiple of {multiple}, not {value}"
-        for name, value in (("width", options.width), ("height", options.height))
-        if value is not None and value % multiple
-    ]
-    if wrong:
-        raise UserError("; ".join(wrong))

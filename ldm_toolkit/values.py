@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 __all__ = [
+    "counted",
     "is_number",
     "is_whole",
     "number_problem",
@@ -11,6 +12,11 @@ __all__ = [
     "text_problem",
     "without_repeats",
 ]
+
+
+def counted(number: int, what: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def is_whole(value: object) -> bool:

@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -381,7 +382,7 @@ def test_plain_progress_comes_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter(range(0, 1000, 2))
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     assert list(terminal.follow(range(10), 10, "drawing")) == list(range(10))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "ldm-gen: drawing: step 3/10, about 14 s left"

@@ -1,5 +1,6 @@
 """``ldm-gen --prompts`` and the options that say what is done rather than how it looks."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from test_cli import here
 
 from ldm_toolkit.images import open_image, pixels_sha256, read_recipe
 from ldm_toolkit.pipeline import LatentPipeline
+from ldm_toolkit.recipe import GenerateOptions
 
 if TYPE_CHECKING:
     from command import Outcome
@@ -114,7 +116,8 @@ class TestJob:
         done = ldm_gen("--prompts", "p.jsonl", "-o", "out/")
         assert done.code == 2
         assert (
-            "2 bad rows: p.jsonl:1: width must be a multiple of 8, not 65; p.jsonl:2:" in done.err
+            "2 bad rows: p.jsonl:1: width must be a multiple of 8; the nearest is 64; p.jsonl:2:"
+            in done.err
         )
         assert not (workdir / "out").exists()
 
@@ -145,10 +148,10 @@ class TestJobsThatDiffer:
     @pytest.mark.parametrize(
         ("row", "told"),
         [
-            ('{"prompt": "a", "clip_skip": 60}', "row 2: --clip-skip"),
-            ('{"prompt": "a", "scheduler": "euler", "eta": 0.5}', "row 2: --eta: euler"),
-            ('{"prompt": "a", "steps": 51, "scheduler": "lcm"}', "row 2: --steps"),
-            ('{"prompt": "(a:500)"}', "row 2: "),
+            ('{"prompt": "a", "clip_skip": 60}', "p.jsonl:2: clip_skip: the text encoder"),
+            ('{"prompt": "a", "scheduler": "euler", "eta": 0.5}', "p.jsonl:2: eta: euler"),
+            ('{"prompt": "a", "steps": 51, "scheduler": "lcm"}', "p.jsonl:2: steps: lcm can do 50"),
+            ('{"prompt": "(a:500)"}', "p.jsonl:2: the weight of"),
             ('{"prompt": "a", "prompt": "b"}', "p.jsonl:2: not JSON: a name occurs twice"),
         ],
     )
@@ -232,6 +235,46 @@ class TestOptions:
         assert plan["options"]["steps"] == 9
         assert plan["pictures"] == ["a-dog-4.png", "a-dog-5.png"]
         assert list(workdir.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            (),
+            ("--scheduler", "euler", "--height", 32, "--guidance-rescale", 0.5),
+            ("--image", "in.png"),
+            ("--image", "in.png", "--mask", "in.png", "--width", 56),
+        ],
+    )
+    def test_dry_run_tells_what_the_recipe_will_hold(
+        self, words: tuple[object, ...], ldm_gen: Command, workdir: Path
+    ) -> None:
+        Image.new("RGB", (50, 41), "red").save(workdir / "in.png")
+        words = ("a dog", "--seed", 4, "--steps", 3, *words)
+        planned = json.loads(ldm_gen(*words, "--dry-run").out)["options"]
+        recipe = json.loads(ldm_gen(*words, "--json").out)["recipe"]
+        assert planned == {name: recipe[name] for name in planned}
+        assert len(planned) == len(dataclasses.fields(GenerateOptions))
+
+    def test_dry_run_of_a_job(self, ldm_gen: Command, workdir: Path) -> None:
+        Image.new("RGB", (50, 41), "red").save(workdir / "in.png")
+        rows = ['{"prompt": "a"}', '{"prompt": "b", "image": "in.png"}', '{"prompt": "c"}']
+        (workdir / "p.jsonl").write_text("\n".join(rows))
+        words = ("--prompts", "p.jsonl", "-o", "out/", "--steps", 3, "--dry-run")
+        planned = json.loads(ldm_gen(*words, "--seed", 5).out)["rows"]
+        assert [row["seed"] for row in planned] == [5, 6, 7]
+        assert [(row["width"], row["height"]) for row in planned] == [(64, 64), (48, 40), (64, 64)]
+        assert [row["strength"] for row in planned] == [None, 0.75, None]
+        assert {row["scheduler"] for row in planned} == {"pndm"}
+        planned = json.loads(ldm_gen(*words).out)["rows"]
+        assert [row["seed"] for row in planned] == [None] * 3
+        assert not (workdir / "out").exists()
+
+    def test_dry_run_of_a_hub_model_leaves_open_what_only_that_tells(
+        self, ldm_gen: Command
+    ) -> None:
+        done = ldm_gen("a dog", "--dry-run", "--model", "owner/name", model=None)
+        planned = json.loads(done.out)
+        assert (planned["model"], planned["options"]["width"]) == ("owner/name", None)
 
     def test_foreign_files_among_intermediates_stay(self, ldm_gen: Command, workdir: Path) -> None:
         words = ("a dog", "--seed", 4, "--steps", 1, "--save-intermediates", 1, "-o", "y.png")

@@ -84,11 +84,20 @@ def test_stripped_pictures_say_nothing_of_how(format: str, ldm_gen: Command) -> 
 def test_the_same_picture_again(format: str, ldm_gen: Command, workdir: Path) -> None:
     words = ("--negative", "night", "--guidance", 3, "--height", 32, "--scheduler", "euler_a")
     first = ldm_gen("a cat", *QUICK, *words, "--format", format).paths[0]
-    again = ldm_gen("--replay", first, "--format", format)
+    again = ldm_gen("--replay", first)
     assert (again.code, again.out) == (0, f"a-cat-7-2.{format}\n")
     assert "ldm-gen: identical" in again.err.splitlines()
     assert again.paths[0].read_bytes() == first.read_bytes()
     assert len(os.listdir(workdir)) == 2
+
+
+def test_another_format_is_asked_for(ldm_gen: Command) -> None:
+    first = ldm_gen("a cat", *QUICK, "-o", "a.webp").paths[0]
+    assert ldm_gen("--replay", first, "--format", "png").out == "a-cat-7.png\n"
+    assert ldm_gen("--replay", first, "-o", "b.jpg").out == "b.jpg\n"
+    assert ldm_gen("--replay", first, "-o", "sub/").out == "sub/a-cat-7.webp\n"
+    first.rename("c.picture")
+    assert ldm_gen("--replay", "c.picture", "-o", "sub/").out == "sub/a-cat-7.png\n"
 
 
 def test_how_it_was_computed_is_asked_for_again(

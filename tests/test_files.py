@@ -103,6 +103,16 @@ def test_an_interrupted_folder_leaves_the_old_one(kind: type, tmp_path: Path) ->
     assert names(tmp_path) == ["out"]
 
 
+def test_what_fails_inside_is_told_by_the_final_name(tmp_path: Path) -> None:
+    def full() -> None:
+        with files.staged_directory(tmp_path / "out") as folder:
+            files.write_atomic(folder / "gone" / "a", b"1")
+
+    with pytest.raises(CannotWrite) as caught:
+        full()
+    assert str(caught.value).startswith(f"cannot write {tmp_path}/out/gone/a: ")
+
+
 def test_a_folder_replaces_the_old_one(tmp_path: Path) -> None:
     for text in ("old", "new"):
         with files.staged_directory(tmp_path / "out") as folder:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from ldm_toolkit import schedulers
 from ldm_toolkit.errors import LdmToolkitError, NumericalError, UserError
+from ldm_toolkit.given import warn_if_small
 from ldm_toolkit.guidance import combine
 from ldm_toolkit.images import pixels_sha256
 from ldm_toolkit.models.load import load_components
@@ -323,6 +325,34 @@ class TestInterpolate:
     def test_wrong_use(self, pipe: LatentPipeline, prompts: Any, seeds: Any, frames: Any) -> None:
         with pytest.raises(UserError):
             list(pipe.interpolate(prompts, seeds, frames, steps=1))
+
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            ({"image": Image.new("RGB", (64, 64)), "batch_size": 2}, "no 'image'; interpolate"),
+            ({"batch_size": 2}, "interpolate takes no 'batch_size'"),
+            ({"strength": 0.5}, "interpolate takes no 'strength'"),
+            ({"stepz": 3}, "interpolate takes no 'stepz'; did you mean 'steps'?"),
+            ({"seed": 3}, "interpolate takes no 'seed'; did you mean 'seeds'?"),
+            ({"steps": 0, "guidance": -1}, "steps must be a whole number from 1 to 1000, not 0; g"),
+        ],
+    )
+    def test_wrong_options_are_told_at_once(
+        self, pipe: LatentPipeline, options: dict[str, Any], told: str
+    ) -> None:
+        with pytest.raises(UserError, match=re.escape(told)):
+            pipe.interpolate(PROMPT, [1, 2], 3, **options)
+
+
+class TestSizes:
+    def test_a_size_far_below_the_model_s_own_is_said_once(
+        self, pipe: LatentPipeline, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        warn_if_small.cache_clear()
+        for width in (64, 40, 32, 32):
+            pipe("a", steps=1, width=width)
+        own = f"{pipe.identity.name} was trained at 64x64; at"
+        assert caplog.messages == [f"{own} 32x64 it draws poorly"]
 
 
 class TestOptions:

@@ -51,6 +51,13 @@ class TestFormats:
         assert [row["guidance"] for row in expected] == [7.5, 1.5, 0.0]
         assert options(read_rows(write(tmp_path / "p.csv", cells), {})) == expected
 
+    def test_what_a_spreadsheet_adds(self, tmp_path: Path) -> None:
+        file = write(tmp_path / "p.csv", "prompt,steps,,\na dog,5,,\na cat,, ,\n,,,\n")
+        with pytest.raises(InputError, match=r"^1 bad row: p\.csv:4: no prompt$"):
+            read_rows(file, {})
+        rows = read_rows(write(file, "prompt,steps,,\na dog,5,,\na cat,, ,\n"), {"steps": 9})
+        assert [row.options.steps for row in rows] == [5, 9]
+
     def test_parquet(self, tmp_path: Path) -> None:
         pyarrow = pytest.importorskip("pyarrow", reason="reads .parquet; extra of its own")
         from pyarrow import parquet
@@ -115,7 +122,7 @@ class TestMistakes:
         file = write(tmp_path / "p.jsonl", b'{"prompt": "good"}\n' + line + b"\n")
         with pytest.raises(InputError) as caught:
             read_rows(file, {})
-        assert str(caught.value).startswith("1 bad rows: p.jsonl:2: ")
+        assert str(caught.value).startswith("1 bad row: p.jsonl:2: ")
         assert told in str(caught.value)
         assert len(str(caught.value)) < 600
 
@@ -129,7 +136,7 @@ class TestMistakes:
             read_rows(write(tmp_path / "p.jsonl", b"\n".join(lines)), {})
         message = str(caught.value)
         assert message.startswith("37 bad rows: ")
-        assert message.endswith("and 17 more")
+        assert "; and 17 more" in message
         named = [int(number) for number in re.findall(r"p\.jsonl:(\d+): ", message)]
         assert len(named) == 20
         assert set(named) <= {place + 1 for place in places}
@@ -147,10 +154,14 @@ class TestMistakes:
             ("p.md", "a", "expected a .txt"),
             ("p", "a", "expected a .txt"),
             ("p.csv", "steps\n5\n", "must name the columns, with prompt"),
-            ("p.csv", "prompt,steps\na\n", "1 cells under 2 columns"),
+            ("p.csv", "prompt,steps\na\n", "1 cell under 2 columns"),
             ("p.csv", 'prompt\n"a\n', "p.csv"),
             ("p.csv", "prompt,stepz\na,5\n", "did you mean 'steps'"),
             ("p.csv", "prompt,steps\na,five\n", "steps must be"),
+            ("p.csv", "prompt,format\na,png\n", "p.csv:1: unknown column 'format' (columns are pr"),
+            ("p.csv", "prompt,stepz\na,\nb,\n", "1 bad row: p.csv:1: unknown column 'stepz'"),
+            ("p.csv", "prompt,,\na,,x\n", "1 bad row: p.csv:2: 'x' stands in a column without a"),
+            ("p.jsonl", '{"prompt": "a", "stepz": null}', "unknown column 'stepz'; did you mean"),
             ("p.parquet", "no parquet", "p.parquet"),
         ],
     )
@@ -158,6 +169,43 @@ class TestMistakes:
         with pytest.raises(InputError, match=re.escape(told)) as caught:
             read_rows(write(tmp_path / name, content), {})
         assert "\n" not in str(caught.value)
+
+    def test_one_kind_of_mistake_hides_no_other(self, tmp_path: Path) -> None:
+        row = {
+            "steps": 0, "width": 513, "height": "x", "scheduler": "eulr", "stepz": 4, "seed": -1,
+            "mask": "none.png", "guidance": 5,
+        }  # fmt: skip
+        lines = [json.dumps(row), json.dumps({"prompt": "(a:200)", "width": 20, "eta": 2})]
+        file = write(tmp_path / "p.jsonl", "\n".join(lines))
+        with pytest.raises(InputError) as caught:
+            read_rows(file, {"strength": 0.5})
+        first, second = str(caught.value).split("p.jsonl:2: ")
+        told = [
+            "unknown column 'stepz'; did you mean 'steps'?",
+            "no prompt",
+            "mask and strength need an image",
+            "cannot read",
+            "steps must be a whole number from 1",
+            "height must be a whole number",
+            "seed must be",
+            "did you mean 'euler'?",
+            "width must be a multiple of 8; the nearest is 512",
+        ]
+        assert [text for text in told if text not in first] == []
+        assert "guidance" not in first
+        assert "width must be a multiple of 8; the nearest is 16" in second
+        assert "eta must be" in second
+
+    def test_a_column_that_there_is_not_is_told_once_in_parquet(self, tmp_path: Path) -> None:
+        pyarrow = pytest.importorskip("pyarrow", reason="reads .parquet; extra of its own")
+        from pyarrow import parquet
+
+        table = pyarrow.table({"prompt": ["a", "b"], "stepz": pyarrow.nulls(2), "seed": [-1, 2]})
+        parquet.write_table(table, tmp_path / "p.parquet")
+        with pytest.raises(InputError) as caught:
+            read_rows(tmp_path / "p.parquet", {})
+        assert str(caught.value).startswith("2 bad rows: p.parquet: unknown column 'stepz'; did")
+        assert "p.parquet:1: seed must be" in str(caught.value)
 
     def test_no_file(self, tmp_path: Path) -> None:
         for path in (tmp_path / "none.txt", tmp_path):

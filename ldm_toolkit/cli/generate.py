@@ -5,7 +5,6 @@ and every mistake answer at once. stdout is data (a path a line), stderr is for 
 """
 
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 from ldm_toolkit.cli.loading import load_pipeline, threads_for
 from ldm_toolkit.cli.options import parse
 from ldm_toolkit.cli.output import grid_file, picture_line, steps_folder
+from ldm_toolkit.cli.plan import plan
 from ldm_toolkit.cli.request import JobRequest, Request, check
 from ldm_toolkit.cli.terminal import Stop, Stopped, follow, note, one_line, stoppable, to_stdout
 from ldm_toolkit.errors import CannotWrite, LdmToolkitError, is_out_of_memory
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(request: Request | JobRequest, stop: Stop) -> int:
     """Do what the command line asks for; return the exit code."""
     if request.dry_run:
-        to_stdout(_plan(request))
+        to_stdout(plan(request))
         return 0
     if isinstance(request, JobRequest):
         from ldm_toolkit.cli import job
@@ -195,19 +195,6 @@ def _save_grid(request: Request, first: Path, thumbnails: "Sequence[Image.Image]
     save_image(sheet, path, overwrite=request.destination.overwrite)
     if not request.quiet:
         note(f"sheet in {path}")
-
-
-def _plan(request: Request | JobRequest) -> str:
-    """What --dry-run prints: the resolved command line, a line of JSON."""
-    plan: dict[str, object] = {"model": request.choice.model}
-    if isinstance(request, JobRequest):
-        plan |= {"folder": str(request.folder), "batch_size": request.batch_size}
-        plan["rows"] = [dataclasses.asdict(row.options) for row in request.rows]
-    else:
-        seeds = range(request.seed, request.seed + request.count)
-        plan["options"] = dataclasses.asdict(request.options)
-        plan["pictures"] = [str(request.destination.path(seed)) for seed in seeds]
-    return json.dumps(plan, ensure_ascii=False)
 
 
 def _verdict(original: "Original", result: "Result", *, quiet: bool) -> int:

@@ -11,6 +11,7 @@ from ldm_toolkit.cli.output import picture_line
 from ldm_toolkit.cli.request import JobRequest
 from ldm_toolkit.cli.terminal import Stop, follow, note, to_stdout
 from ldm_toolkit.errors import UserError
+from ldm_toolkit.values import counted
 
 if TYPE_CHECKING:
     from ldm_toolkit.jobs import Done, Job
@@ -58,10 +59,14 @@ def run(request: JobRequest, stop: Stop) -> int:
         else:
             to_stdout(str(one.path))
     if not request.quiet:
-        there = f"{found} pictures were there already; " if found else ""
+        were = "was" if found == 1 else "were"
+        there = f"{counted(found, 'picture')} {were} there already; " if found else ""
         note(f"{there}done in {time.monotonic() - started:.1f} s")
     if failed:
-        note(f"{failed} of {len(job.rows)} pictures failed; the same command tries them again")
+        note(
+            f"{failed} of {counted(len(job.rows), 'picture')} failed; the same command tries them "
+            "again"
+        )
     return 1 if failed else 0
 
 

@@ -15,16 +15,27 @@ from ldm_toolkit.errors import ModelError, UserError, suggestion
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.models import identity
 from ldm_toolkit.models.checks import check_model_folder, check_vae_folder
-from ldm_toolkit.models.configs import latent_factor
+from ldm_toolkit.models.configs import check_configs
+from ldm_toolkit.models.defaults import model_defaults
 from ldm_toolkit.models.headers import check_safetensors
 from ldm_toolkit.models.hub import fetch_model, on_hub
 from ldm_toolkit.models.single_file import check_single_file, is_single_file
-from ldm_toolkit.recipe import GenerateOptions
+from ldm_toolkit.promptfile import size_problems
+from ldm_toolkit.recipe import GenerateOptions, ModelDefaults
+from ldm_toolkit.values import counted
 
 if TYPE_CHECKING:
     from ldm_toolkit.replay import Original
 
-__all__ = ["ModelChoice", "check_fit", "choose_model", "side_multiple"]
+__all__ = ["Known", "ModelChoice", "choose_model", "fit_problems"]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the files of a model on this disk say: configurations of its parts, its defaults."""
+
+    configs: Mapping[str, Any]
+    defaults: ModelDefaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +95,8 @@ class ModelChoice:
 
 def choose_model(
     arguments: argparse.Namespace, original: "Original | None"
-) -> tuple[ModelChoice, Mapping[str, Any] | None]:
-    """The choice, and the model's configurations where they are on this disk.
+) -> tuple[ModelChoice, Known | None]:
+    """The choice, and what is known of the model before it is loaded.
 
     Raises UserError and ModelError with everything that is wrong.
     """
@@ -99,11 +110,11 @@ def choose_model(
     loras = tuple(_lora(text, problems) for text in arguments.lora or ())
     embeddings = tuple(_embedding(text, problems) for text in arguments.embedding or ())
     model = arguments.model
-    configs = None
+    known = None
     try:
         if model is None:
             model = identity.DEFAULT_MODEL if original is None else _recorded_model(original)
-        configs = _configurations(model, arguments)
+        known = _look_at(model, arguments)
     except ModelError as error:
         problems.append(f"--model: {error}")
     if original is not None:
@@ -125,64 +136,45 @@ def choose_model(
         loras=loras,
         embeddings=embeddings,
     )
-    return choice, configs
+    return choice, known
 
 
-def check_fit(options: GenerateOptions, configs: Mapping[str, Any] | None) -> None:
-    """Whether what is asked can be done, by this model where it is known. Raises UserError."""
-    problems = []
+def fit_problems(options: GenerateOptions, known: Known | None) -> dict[str, str]:
+    """What cannot be done, by the model where it is known: by field a line that begins with it."""
+    problems = {}
     name = options.scheduler
     if options.eta and name is not None and not schedulers.takes_eta(name):
-        problems.append(f"--eta: {name} knows no eta; ddim and tcd do")
+        problems["eta"] = f"eta: {name} knows no eta; ddim and tcd do"
     if options.strength is not None and int(options.steps * options.strength) < 1:
-        problems.append(
-            f"--strength {options.strength:g} leaves none of {options.steps} steps; raise one"
+        problems["strength"] = (
+            f"strength {options.strength:g} leaves none of {options.steps} steps; raise one"
         )
-    if configs is not None:
-        problems += _model_limits(options, configs)
-    if problems:
-        raise UserError("; ".join(problems))
-
-
-def _model_limits(options: GenerateOptions, configs: Mapping[str, Any]) -> list[str]:
-    """What of the options the model cannot do: steps, layers, sizes."""
-    problems = []
-    name = options.scheduler
-    most = schedulers.max_steps(name if name is not None else "ddim", configs["scheduler"])
+    if known is None:
+        return problems | size_problems(options)
+    most = schedulers.max_steps(name if name is not None else "ddim", known.configs["scheduler"])
     if options.steps > most:
         who = name if name is not None else "the model's scheduler"
-        problems.append(f"--steps: {who} can do {most} at most, not {options.steps}")
-    layers = configs["text_encoder"].get("num_hidden_layers", 12)
+        problems["steps"] = f"steps: {who} can do {most} at most, not {options.steps}"
+    layers = known.configs["text_encoder"].get("num_hidden_layers", 12)
     if options.clip_skip >= layers:
-        problems.append(f"--clip-skip: the text encoder has {layers} layers; one must stay")
-    multiple = side_multiple(configs)
-    for side in ("width", "height"):
-        value = getattr(options, side)
-        if value is not None and value % multiple:
-            nearest = max(1, round(value / multiple)) * multiple
-            problems.append(f"--{side} must be a multiple of {multiple}; the nearest is {nearest}")
-    return problems
+        told = counted(layers, "layer")
+        problems["clip_skip"] = f"clip_skip: the text encoder has {told}; one must stay"
+    return problems | size_problems(options, known.defaults.multiple)
 
 
-def side_multiple(configs: Mapping[str, Any] | None) -> int:
-    """What a picture's sides must be multiples of; 8 where the model is not known yet."""
-    if configs is None:
-        return 8
-    return latent_factor(configs["vae"])
-
-
-def _configurations(model: str, arguments: argparse.Namespace) -> Mapping[str, Any] | None:
+def _look_at(model: str, arguments: argparse.Namespace) -> Known | None:
     """Check the model's files as the loader will; None where that is later. Raises ModelError."""
     if on_hub(model):
         return None
+    vae = Path(arguments.vae) if arguments.vae is not None else None
     if arguments.revision is not None:
         raise ModelError("--revision is for models of the hub (owner/name)")
     if is_single_file(model):
         if arguments.variant is not None:
             raise ModelError("--variant is for folders and models of the hub, not for a file")
         if Path(model).suffix.lower() == ".safetensors":
-            check_single_file(Path(model), with_vae=arguments.vae is None)
-        elif not arguments.allow_pickle:
+            return _look_at_file(Path(model), vae, allow_pickle=arguments.allow_pickle)
+        if not arguments.allow_pickle:
             raise ModelError(
                 f"{model} is a pickle, which can run code when it is read; take the model as "
                 "safetensors, or pass --allow-pickle for torch's weights-only loader"
@@ -191,11 +183,25 @@ def _configurations(model: str, arguments: argparse.Namespace) -> Mapping[str, A
     checked = check_model_folder(
         identity.find_model(model),
         variant=arguments.variant,
-        vae=Path(arguments.vae) if arguments.vae is not None else None,
+        vae=vae,
         tokenizer=Path(arguments.tokenizer) if arguments.tokenizer is not None else None,
         allow_pickle=arguments.allow_pickle,
     )
-    return checked.configs
+    scheduler = checked.index["scheduler"][1]
+    return Known(checked.configs, model_defaults(model, checked.configs, scheduler, checked.card))
+
+
+def _look_at_file(path: Path, vae: Path | None, *, allow_pickle: bool) -> Known | None:
+    """A checkpoint; None where its UNet has to be asked what it predicts. Raises ModelError."""
+    found = check_single_file(path, with_vae=vae is None)
+    configs = found.settled(found.prediction or "v_prediction")
+    if vae is not None:
+        configs["vae"] = check_vae_folder(vae, allow_pickle=allow_pickle)[0]
+    check_configs(configs)
+    if found.prediction is None:
+        return None
+    scheduler = configs["scheduler"]["_class_name"]
+    return Known(configs, model_defaults(path.stem, configs, scheduler, {}))
 
 
 def _recorded_model(original: "Original") -> str:

@@ -29,7 +29,7 @@ examples:
   ldm-gen "a fox" --format webp -o foxes/          lossless too, and smaller than PNG
   ldm-gen --replay a-fox-7.png                     make it again: is it the same, and if not, why
   ldm-gen --prompts prompts.txt --seed 1 -o many/  a job; the same command carries it on
-  ldm-gen "a bear" --dim 256 --save-intermediates 10    how it comes out of the noise
+  ldm-gen "a bear" --save-intermediates 10         how it comes out of the noise
   ldm-gen "a cat with a crown" --image cat.png --strength 0.6    a picture drawn over
   ldm-gen "a house" --model ./my-model -o house.png     a model folder of your own
   ldm-gen -- "--a prompt that begins with a dash"
@@ -112,7 +112,9 @@ def build_parser(*, promptless: bool = False) -> argparse.ArgumentParser:
     """
     parser = _Parser(
         prog="ldm-gen",
-        usage="ldm-gen PROMPT [options]",
+        usage="ldm-gen PROMPT [options]\n"
+        "       ldm-gen --prompts FILE -o FOLDER/ [options]\n"
+        "       ldm-gen --replay PICTURE [options]",
         description="Draw a picture from a text prompt with a latent diffusion model. Works "
         "offline: the model 'storybook' comes with the package.",
         epilog=_EXAMPLES,
@@ -137,7 +139,7 @@ def _add_picture_options(group: argparse._ArgumentGroup) -> None:
     for field in dataclasses.fields(GenerateOptions):
         if field.name not in ("prompt", "strength"):
             _add_field(group, field)
-    group.add_argument("--dim", metavar="PIXELS", help="width and height in one")
+    group.add_argument("--dim", metavar="PIXELS", help="--width and --height in one")
 
 
 def _add_starting_options(group: argparse._ArgumentGroup) -> None:
@@ -163,16 +165,17 @@ def _add_many_options(group: argparse._ArgumentGroup) -> None:
         "--prompts",
         metavar="FILE",
         help="in place of PROMPT: a job. A .txt (a prompt a line), .jsonl, .csv or .parquet file "
-        "(a column an option), or - for stdin; into -o FOLDER/, carried on by the same command",
+        "(columns are called as the options: prompt, negative, steps, seed, ..., also image and "
+        "mask), or - for stdin; into -o FOLDER/, carried on by the same command",
     )
     group.add_argument(
-        "--batch-size", metavar="N", help="pictures of a job computed at once (default: 1)"
+        "--batch-size", metavar="N", help="pictures of --prompts computed at once (default: 1)"
     )
     group.add_argument(
         "--replay",
         metavar="PICTURE",
-        help="in place of PROMPT: make a picture of ldm-gen again from the recipe inside it, and "
-        "say whether it is identical, or how far off and why",
+        help="in place of PROMPT: make a picture of ldm-gen again from the recipe inside it, in "
+        "the same format, and say whether it is identical, or how far off and why",
     )
 
 
@@ -197,7 +200,7 @@ def _add_machine_options(group: argparse._ArgumentGroup) -> None:
         "--lora",
         action="append",
         metavar="PATH[:SCALE]",
-        help="a LoRA on top of the model (default scale: 1); may be given again",
+        help="a LoRA (.safetensors) on top of the model (default scale: 1); may be given again",
     )
     group.add_argument(
         "--embedding",
@@ -212,7 +215,9 @@ def _add_machine_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--variant", metavar="NAME", help="weights of a variant, such as fp16")
     group.add_argument("--revision", metavar="REV", help="of a hub model: branch, tag or commit")
     group.add_argument(
-        "--offline", action="store_true", help="open no socket: hub models from the cache only"
+        "--offline",
+        action="store_true",
+        help="never use the network: a hub model must be in the hub's cache already",
     )
     group.add_argument(
         "--allow-pickle",
@@ -257,7 +262,7 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
         "--format",
         metavar="|".join(FORMATS),
         help="of the picture's file; png and webp are lossless, jpg has quality 95 "
-        "(default: what -o ends in, or png)",
+        "(default: what -o ends in, or png; with --replay the picture's own)",
     )
     group.add_argument(
         "--strip-metadata",
@@ -281,7 +286,8 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything, print as JSON what would be done, and do nothing",
+        help="check everything, print as JSON what would be done, with the values that the model "
+        "gives where you said nothing, and do nothing",
     )
     group.add_argument("--quiet", action="store_true", help="no progress; errors only")
 

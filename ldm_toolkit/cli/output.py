@@ -110,17 +110,18 @@ def destination(
     prompt: str,
     *,
     format: str | None = None,
+    usual: str = "png",
     count: int,
     overwrite: bool,
     with_steps: bool,
 ) -> Destination:
     """Read -o (nothing, ``FOLDER/``, an existing folder, or ``FILE.png``) and check it.
 
-    ``format`` is png, webp or jpg; None for what -o ends in, or png. Nothing is created yet.
+    ``format`` is png, webp or jpg; None for what -o ends in, or ``usual``. Nothing is created yet.
     Raises UserError for a name that cannot be meant, CannotWrite for a place that cannot be
     written.
     """
-    folder, stem, suffix = Path(), None, f".{format or 'png'}"
+    folder, stem, suffix = Path(), None, f".{format or usual}"
     if output is not None:
         if not output:
             raise UserError("-o: say FILE.png or FOLDER/")
@@ -151,12 +152,13 @@ def destination(
 def _named_file(output: str, format: str | None) -> Path:
     """The file that the person named, if it is one that can be written in ``format``."""
     path = Path(output)
-    ending = format or "png"
     stem = path.stem.lstrip(".") or "picture"
     meant = PICTURE_SUFFIXES.get(path.suffix.lower())
     if meant is None:
-        wrong = f"{path.suffix} cannot be written" if path.suffix else f"no .{ending} at the end"
-        raise UserError(f"-o {output}: {wrong}; say {stem}.{ending}, or {stem}/ for a folder")
+        endings = [format] if format is not None else list(dict.fromkeys(PICTURE_SUFFIXES.values()))
+        named = " or ".join(f"{stem}.{ending}" for ending in endings)
+        wrong = f"{path.suffix} cannot be written" if path.suffix else "no format at the end"
+        raise UserError(f"-o {output}: {wrong}; say {named}, or {stem}/ for a folder")
     if format not in (None, meant):
         raise UserError(f"-o {output}: --format {format} is another format; say {stem}.{format}")
     return path

@@ -2,20 +2,20 @@
 
 import argparse
 import dataclasses
-import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm_toolkit import schedulers
-from ldm_toolkit.cli.model import ModelChoice, check_fit, choose_model, side_multiple
+from ldm_toolkit.cli.model import Known, ModelChoice, choose_model, fit_problems
 from ldm_toolkit.cli.options import FORMATS, flag
 from ldm_toolkit.cli.output import Destination, destination
 from ldm_toolkit.cli.problems import Problems
 from ldm_toolkit.errors import UserError, suggestion
-from ldm_toolkit.promptfile import Row, kind_of, read_rows
-from ldm_toolkit.recipe import MAX_SEED, GenerateOptions
+from ldm_toolkit.files import PICTURE_SUFFIXES
+from ldm_toolkit.promptfile import Row, kind_of, read_rows, sound_options
+from ldm_toolkit.recipe import MAX_SEED, GenerateOptions, ModelDefaults
 from ldm_toolkit.tokens import parse_weights
 
 if TYPE_CHECKING:
@@ -25,11 +25,22 @@ if TYPE_CHECKING:
 
 __all__ = ["JobRequest", "Request", "check"]
 
-# A field's name at the start of a problem, to be shown as the option that the person typed.
-_NAMES = "|".join(field.name for field in dataclasses.fields(GenerateOptions))
 _MOST_IMAGES = 10_000  # more of them are a job
 _MOST_THREADS = 4096
-_FIELD = re.compile(rf"(?:(?<=; )|^)(?!prompt)(?:{_NAMES})(?= (?:must|is))")
+# Options that name something, which an unset variable of a shell leaves empty.
+_NAMING = {
+    "model": "a name, a folder or a file",
+    "lora": "PATH or PATH:SCALE",
+    "embedding": "PATH or PATH:WORD",
+    "vae": "a folder",
+    "tokenizer": "a folder",
+    "variant": "a word such as fp16",
+    "revision": "a branch, tag or commit",
+    "image": "a file",
+    "mask": "a file",
+    "prompts": "a file",
+    "replay": "a picture",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,13 +48,14 @@ class Request:
     """A command line that was understood and found right.
 
     ``original`` is the picture of a replay; where device, dtype or threads were not given, those
-    of its recipe are meant.
+    of its recipe are meant. ``defaults`` are None where only loading the model tells them.
     """
 
     options: GenerateOptions
     seed: int
     count: int
     choice: ModelChoice
+    defaults: ModelDefaults | None
     threads: int | None
     every: int | None
     show_tokens: bool
@@ -68,6 +80,7 @@ class JobRequest:
     batch_size: int
     format: str
     choice: ModelChoice
+    defaults: ModelDefaults | None
     threads: int | None
     quiet: bool
     as_json: bool
@@ -80,6 +93,7 @@ def check(arguments: argparse.Namespace) -> Request | JobRequest:
     Raises UserError, or CannotWrite when only the output is at fault.
     """
     problems = Problems()
+    _leave_out_empty(arguments, problems)
     if arguments.prompts is not None:
         return _check_job(arguments, problems)
     count = problems.number("-n", arguments.count, int, least=1, most=_MOST_IMAGES) or 1
@@ -93,12 +107,11 @@ def check(arguments: argparse.Namespace) -> Request | JobRequest:
     if options is not None and options.seed is None:
         # Drawn here, because names and the seeds of the other pictures follow from it.
         options = dataclasses.replace(options, seed=secrets.randbelow(2**32))
-    choice, configs = None, None
+    choice, known = None, None
     with problems.collected():
-        choice, configs = choose_model(arguments, original)
-    with problems.collected():
-        if options is not None:
-            _check_options(options, configs)
+        choice, known = choose_model(arguments, original)
+    if options is not None:
+        _note(_unfit(options, known), problems)
     place = None
     with problems.collected():
         place = _destination(arguments, options, count, with_steps=every is not None)
@@ -110,6 +123,7 @@ def check(arguments: argparse.Namespace) -> Request | JobRequest:
         seed=options.seed,
         count=count,
         choice=choice,
+        defaults=known.defaults if known is not None else None,
         threads=threads,
         every=every,
         show_tokens=arguments.show_tokens,
@@ -134,7 +148,7 @@ def _asked(
             for name in ("mask", "strength"):
                 if getattr(arguments, name) is not None:
                     problems.errors.append(UserError(f"--{name} needs --image"))
-        return None, _options(arguments, problems)
+        return None, GenerateOptions(**{"prompt": "", **_given(arguments, problems)})
     with problems.collected():
         _check_replay_alone(arguments)
     with problems.collected():
@@ -171,21 +185,20 @@ def _check_job(arguments: argparse.Namespace, problems: Problems) -> JobRequest:
         _check_format(format)
     threads = problems.number("--threads", arguments.threads, int, least=1, most=_MOST_THREADS)
     batch_size = problems.number("--batch-size", arguments.batch_size, int, least=1, most=1024) or 1
-    choice, configs = None, None
+    choice, known = None, None
     with problems.collected():
-        choice, configs = choose_model(arguments, None)
-    rows: list[Row] = []
+        choice, known = choose_model(arguments, None)
     defaults = _given(arguments, problems)
     seed = defaults.pop("seed", None)
+    # What is wrong with the options is told once, and not again for every row.
+    unfit = _unfit(GenerateOptions(**{"prompt": "", **defaults}), known)
+    _note(unfit, problems)
+    defaults = {name: value for name, value in defaults.items() if name not in unfit}
+    rows: list[Row] = []
     with problems.collected():
-        # Wrong options are told once, as options, and not again for every row.
-        GenerateOptions(prompt="a", seed=seed, **{**defaults, "strength": None})
-        rows = read_rows(arguments.prompts, defaults, side_multiple(configs))
-        for number, row in enumerate(rows, 1):
-            try:
-                _check_options(row.options, configs)
-            except UserError as error:
-                raise UserError(f"row {number}: {error}") from error
+        rows = read_rows(arguments.prompts, defaults, lambda options: _unfit(options, known))
+        if "strength" in defaults and not any(row.image for row in rows):
+            raise UserError("--strength: no row has an image")
     problems.finish()
     if choice is None:
         raise UserError("the command line could not be read")
@@ -196,6 +209,7 @@ def _check_job(arguments: argparse.Namespace, problems: Problems) -> JobRequest:
         batch_size=batch_size,
         format=format,
         choice=choice,
+        defaults=known.defaults if known is not None else None,
         threads=threads,
         quiet=arguments.quiet,
         as_json=arguments.json,
@@ -203,11 +217,33 @@ def _check_job(arguments: argparse.Namespace, problems: Problems) -> JobRequest:
     )
 
 
-def _check_options(options: GenerateOptions, configs: Mapping[str, Any] | None) -> None:
-    """Whether prompts can be read and the model can do what is asked. Raises UserError."""
-    parse_weights(options.prompt)
-    parse_weights(options.negative_prompt)
-    check_fit(options, configs)
+def _leave_out_empty(arguments: argparse.Namespace, problems: Problems) -> None:
+    """Note names that are empty, and go on as if they had not been given."""
+    for name, wanted in _NAMING.items():
+        value = getattr(arguments, name)
+        if value == "" or (isinstance(value, list) and "" in value):
+            problems.errors.append(UserError(f"--{name} is empty; say {wanted}"))
+            setattr(arguments, name, [one for one in value if one] or None)
+    if arguments.prompts is None and arguments.replay is None and arguments.prompt is None:
+        arguments.prompt = ""
+
+
+def _unfit(options: GenerateOptions, known: Known | None) -> dict[str, str]:
+    """What of the options the model cannot do, and prompts that cannot be read, by field."""
+    problems = fit_problems(options, known)
+    for name in ("prompt", "negative_prompt"):
+        try:
+            parse_weights(getattr(options, name))
+        except UserError as error:
+            problems[name] = str(error) if name == "prompt" else f"{name}: {error}"
+    return problems
+
+
+def _note(wrong: Mapping[str, str], problems: Problems) -> None:
+    """Note what is wrong with options, under the names that the person typed."""
+    for name, line in wrong.items():
+        typed = line if name == "prompt" else flag(name) + line.removeprefix(name)
+        problems.errors.append(UserError(typed))
 
 
 def _job_folder(output: str) -> Path:
@@ -225,14 +261,18 @@ def _check_format(format: str) -> None:
 def _destination(
     arguments: argparse.Namespace, options: GenerateOptions | None, count: int, *, with_steps: bool
 ) -> Destination:
-    """The checked -o and --format, with a place for each of ``count`` pictures."""
-    chosen = arguments.format
-    if chosen is not None:
-        _check_format(chosen)
+    """The checked -o and --format, with a place for each of ``count`` pictures.
+
+    A picture made again is written as the one that it is compared with.
+    """
+    if arguments.format is not None:
+        _check_format(arguments.format)
+    replayed = Path(arguments.replay).suffix.lower() if arguments.replay is not None else ""
     place = destination(
         arguments.output,
         options.prompt if options is not None else "",
-        format=chosen,
+        format=arguments.format,
+        usual=PICTURE_SUFFIXES.get(replayed, "png"),
         count=count,
         overwrite=arguments.overwrite,
         with_steps=with_steps,
@@ -294,23 +334,10 @@ def _check_inputs(original: "Original", given: "dict[str, Image.Image | None]") 
         raise UserError("; ".join(problems))
 
 
-def _options(arguments: argparse.Namespace, problems: Problems) -> GenerateOptions | None:
-    """GenerateOptions out of text; None when a contradiction was found."""
-    given = _given(arguments, problems)
-    with problems.collected():
-        try:
-            return GenerateOptions(prompt=arguments.prompt, **given)
-        except UserError as error:
-            raise UserError(_FIELD.sub(lambda found: flag(found[0]), str(error))) from error
-    return None
-
-
 def _given(arguments: argparse.Namespace, problems: Problems) -> dict[str, Any]:
-    """The fields of GenerateOptions that were given, as values; the prompt is left out."""
+    """The fields of GenerateOptions that were given, as values; without those that are wrong."""
     given: dict[str, Any] = {}
     for field in dataclasses.fields(GenerateOptions):
-        if field.name == "prompt":
-            continue
         text = getattr(arguments, field.name)
         kind = kind_of(field.name)
         if kind is str:
@@ -331,4 +358,6 @@ def _given(arguments: argparse.Namespace, problems: Problems) -> dict[str, Any]:
         with problems.collected():
             del given["scheduler"]
             given["scheduler"] = schedulers.resolve_name(arguments.scheduler, classes=True)
-    return given
+    sound, wrong = sound_options(given)
+    _note(wrong, problems)
+    return sound

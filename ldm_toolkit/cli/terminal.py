@@ -5,11 +5,11 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TypeVar
 
+from ldm_toolkit import progress
 from ldm_toolkit.errors import CannotWrite
 
 __all__ = ["Stop", "Stopped", "follow", "note", "one_line", "stoppable", "to_stdout"]
@@ -69,19 +69,7 @@ def follow(
 
     ``every`` is the time between two lines in seconds, ``what`` is counted.
     """
-    if sys.stderr is not None and sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(steps, total=total, desc=label, unit=what, file=sys.stderr, leave=False)
-        return
-    start = last = time.monotonic()
-    for done, step in enumerate(steps, start=1):
-        yield step
-        now = time.monotonic()
-        if now - last >= every and done < total:
-            last = now
-            left = (now - start) / done * (total - done)
-            note(f"{label}: {what} {done}/{total}, about {left:.0f} s left")
+    return progress.follow(steps, total, label, tell=note, every=every, what=what)
 
 
 def note(text: str) -> None:

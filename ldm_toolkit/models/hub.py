@@ -243,7 +243,8 @@ def _failure(error: Exception, model: str, local: bool) -> str:
     if isinstance(error, absent):
         where = "is not in the hub's cache, or not all of it"
         if local:
-            return f"{model} {where}, and offline nothing is fetched; run once with a network"
+            why = "offline mode (--offline, HF_HUB_OFFLINE) fetches nothing"
+            return f"{model} {where}, and {why}; run once with a network"
         return f"the hub cannot be reached and {model} {where}; check the network and try again"
     text = str(error).strip().splitlines()
     return (

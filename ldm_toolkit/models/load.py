@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from ldm_toolkit import schedulers
 from ldm_toolkit.compilation import compile_networks
 from ldm_toolkit.errors import ModelError, UserError
 from ldm_toolkit.hardware import choose_device, choose_dtype, lay_out, set_attention
 from ldm_toolkit.models.checks import PICKLES, check_model_folder, check_vae_folder
 from ldm_toolkit.models.components import Components
-from ldm_toolkit.models.configs import check_configs, image_size, latent_factor
+from ldm_toolkit.models.configs import check_configs
 from ldm_toolkit.models.conversion import convert, measured_prediction
+from ldm_toolkit.models.defaults import model_defaults
 from ldm_toolkit.models.hub import fetch_model, on_hub
 from ldm_toolkit.models.identity import (
     ModelIdentity,
@@ -29,7 +29,6 @@ from ldm_toolkit.models.identity import (
 from ldm_toolkit.models.networks import build_network, read_weights
 from ldm_toolkit.models.single_file import Description, check_single_file, describe, is_single_file
 from ldm_toolkit.models.tokenizer import file_tokenizer, load_tokenizer
-from ldm_toolkit.recipe import ModelDefaults
 
 __all__ = ["bundled_models", "load_components"]
 
@@ -207,7 +206,7 @@ def _load(
         **networks,
         scheduler_config=dict(configs["scheduler"]),
         identity=ModelIdentity(opened.name, opened.revision, sha256),
-        defaults=_defaults(opened, configs, opened.name),
+        defaults=model_defaults(opened.name, configs, opened.scheduler, opened.card),
         memory_format=memory_format,
         attention=attention,
         files=opened.files,
@@ -220,27 +219,3 @@ def _card_text(card: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str) or len(value) > 100 or not value.isprintable():
         raise ModelError(f"ldm_toolkit.json: {key} must be a short text, not {value!r:.120}")
     return value
-
-
-def _defaults(opened: _Opened, configs: Configs, name: str) -> ModelDefaults:
-    """What the model uses where the user says nothing: its card, else its configurations."""
-    factor = latent_factor(configs["vae"])
-    width, height = image_size(configs["unet"], factor)
-    values: dict[str, Any] = {
-        "width": width,
-        "height": height,
-        "scheduler": schedulers.name_for_config(opened.scheduler, configs["scheduler"]),
-        "guidance_rescale": 0.0,
-    }
-    stated = opened.card.get("defaults", {})
-    if not isinstance(stated, dict):
-        raise ModelError("ldm_toolkit.json: defaults must be an object")
-    values |= {key: value for key, value in stated.items() if key in values}
-    for key in ("width", "height"):
-        if type(values[key]) is not int or values[key] < 1 or values[key] % factor:
-            raise ModelError(f"ldm_toolkit.json: {key} must be a multiple of {factor}")
-    rescale = values["guidance_rescale"]
-    if type(rescale) not in (int, float) or not 0 <= rescale <= 1:
-        raise ModelError("ldm_toolkit.json: guidance_rescale must be a number from 0 to 1")
-    values["scheduler"] = schedulers.resolve_name(str(values["scheduler"]))
-    return ModelDefaults(name=name, multiple=factor, **values)

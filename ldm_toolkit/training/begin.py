@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
+from diffusers.utils.logging import disable_progress_bar
 
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.training import optimizers
@@ -26,6 +28,8 @@ def begin(config: LoopConfig) -> Accelerator:
 
     Raises UserError, CannotWrite.
     """
+    if not sys.stderr.isatty():  # the other libraries are told by the environment: `options`
+        disable_progress_bar()
     set_threads(config.threads)
     torch.manual_seed(config.seed)
     output = Path(config.output)

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ldm_toolkit.files import write_atomic
+from ldm_toolkit.progress import follow
 
 __all__ = ["cached_rows", "module_hash", "tensors_hash"]
 
@@ -49,7 +49,7 @@ def cached_rows(
     home.mkdir(parents=True, exist_ok=True)
     shards = []
     starts = range(0, length, _SHARD)
-    for start in tqdm(starts, desc=f"caching {label}", unit="shard", disable=len(starts) < 2):
+    for start in follow(starts, len(starts), f"caching {label}", tell=logger.info, what="shard"):
         path = home / f"{start:08d}.safetensors"
         indices = range(start, min(start + _SHARD, length))
         shard = _read(path, len(indices))

@@ -46,8 +46,8 @@ class DataConfig:
         data_revision: Branch, tag or commit of a data set on the hub.
         check_data: Report what is in the data and end; exit code 2 where a picture is bad.
         skip_bad: Train without the pictures that are bad, where they are few.
-        max_bad: Share of bad pictures from which skip_bad gives up.
-        count: Scenes of "storybook".
+        max_bad: Share of bad pictures above which --skip-bad gives up.
+        count: How many scenes --data storybook draws.
         size: Height and width in pixels that pictures are brought to.
     """
 
@@ -90,10 +90,10 @@ class UNetConfig(
     Attributes:
         model: Model to start from: a bundled name or a folder in the diffusers layout.
         from_config: Folder of component configurations: the UNet starts with fresh weights, and
-            model is not used.
+            --model is not used.
         vae: Folder with another VAE than the model's.
         text_encoder: Folder with another tokenizer and text encoder than the model's.
-        method: What is trained: full is all weights of the UNet, lora a small file beside it;
+        method: What is trained. full is all weights of the UNet, lora a small file beside it;
             dreambooth and dreambooth-lora are the same for one subject, beside pictures of its
             class that keep the class as it was; textual-inversion is the vectors of a new word.
         caption_dropout: Share of captions replaced by the empty one, for guidance.
@@ -108,16 +108,16 @@ class UNetConfig(
             not, so that the network learns to put up with its own errors; 0.1 is usual.
         zero_terminal_snr: Rescale the noise schedule so that its last timestep is noise alone; for
             models that predict v or the sample.
-        timesteps: uniform draws all timesteps alike; logit_normal draws more of the middle ones and
-            hardly any at the ends.
+        timesteps: How noisy the pictures are that are trained on: uniform draws all timesteps
+            alike; logit_normal draws more of the middle ones and hardly any at the ends.
         timestep_mean: Mean of the logit of t in logit_normal; above 0 there is more noise.
         timestep_scale: Standard deviation of the logit of t in logit_normal.
         latents: mean trains on the VAE posterior's mean, sample draws from the posterior.
         buckets: Train pictures in shapes near their own, with about as many pixels as the square
             and sides that are multiples of 64; each batch is of one shape.
-        captions: Captions an image of "storybook".
-        cache: Folder of the latent and embedding cache; default OUTPUT/cache.
-        sample_prompts: Prompts of the sample pictures.
+        captions: How many captions each scene of --data storybook has.
+        cache: Folder of the latents and embeddings that are computed once; by default OUTPUT/cache.
+        sample_prompts: Prompts of the pictures of --sample-every, a list.
     """
 
     model: str = "storybook"
@@ -204,9 +204,10 @@ class VAEConfig(LoopConfig, DataConfig, ValidationOptions):
     Attributes:
         model: Model to start from: a bundled name or a folder in the diffusers layout.
         from_config: Folder of component configurations: the VAE starts with fresh weights, and
-            model is not used.
+            --model is not used.
         train: decoder keeps the latents, so every UNet goes on working; all changes them.
-        crop: Side of the random square crops in pixels, a multiple of 8.
+        crop: Side of the random square crops in pixels, a multiple of 8; 0 is 128, or the
+            size where that is smaller.
         crops: Crops taken from each picture in a row.
         reconstruction: Distance between pixels; l1 is their mean absolute difference, l2 their mean
             squared one.
@@ -219,13 +220,19 @@ class VAEConfig(LoopConfig, DataConfig, ValidationOptions):
     model: str = "storybook"
     from_config: str | None = None
     train: Literal["decoder", "all"] = "decoder"
-    crop: int = 128
+    crop: int = 0
     crops: int = 4
     reconstruction: Literal["l1", "l2"] = "l1"
     kl_weight: float = 1e-5
     gradient_weight: float = 1.0
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
+
+    def __post_init__(self) -> None:
+        """Fill the gaps, then report every contradiction. Raises UserError."""
+        if self.crop == 0:
+            self.crop = min(128, self.size)
+        super().__post_init__()
 
     def problems(self) -> list[str]:
         """What is wrong with the options, one line each."""

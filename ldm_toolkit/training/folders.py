@@ -10,37 +10,11 @@ import torch
 
 from ldm_toolkit.errors import ModelError
 from ldm_toolkit.files import write_atomic
-from ldm_toolkit.models.identity import bundled_models
+from ldm_toolkit.training.inputs import network_config
 
-__all__ = ["complete_model", "load_network", "model_folder", "network_config", "write_json"]
+__all__ = ["complete_model", "load_network", "write_json"]
 
 _PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
-
-
-def model_folder(name: str) -> Path:
-    """The folder of a bundled model's name or of a path, also one of configurations only.
-
-    Raises ModelError.
-    """
-    folder = bundled_models().get(name, Path(name))
-    if not folder.is_dir():
-        known = ", ".join(bundled_models()) or "none"
-        raise ModelError(f"{name} is neither a folder nor a bundled model (bundled: {known})")
-    return folder
-
-
-def network_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """The configuration of one component. Raises ModelError."""
-    path = folder / name
-    if not path.is_file():
-        raise ModelError(f"{folder} holds no {name}; expected a model in the diffusers layout")
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds no JSON object")
-    return config
 
 
 def load_network(kind: Any, folder: Path) -> Any:

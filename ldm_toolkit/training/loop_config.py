@@ -36,15 +36,17 @@ class LoopConfig:
         lr_cycles: Cosines one after the other in cosine_with_restarts.
         lr_power: Exponent of the schedule polynomial.
         warmup: Steps of linear warm-up.
-        optimizer: adamw is torch's; adamw-8bit of bitsandbytes and adamw-8bit-ao of torchao keep
-            their state in a quarter of the memory, adamw-4bit of torchao in an eighth; prodigy
-            finds the learning rate itself, schedule-free needs neither a schedule nor a moving
-            average. All but the first come with pip install 'ldm-toolkit[optimizers]'.
+        optimizer: Rule by which the weights change: adamw is torch's; adamw-8bit of bitsandbytes
+            and adamw-8bit-ao of torchao keep their state in a quarter of the memory, adamw-4bit of
+            torchao in an eighth; prodigy finds the learning rate itself, schedule-free needs
+            neither a schedule nor a moving average. All but the first come with
+            pip install 'ldm-toolkit[optimizers]'.
         weight_decay: Decoupled weight decay of the optimiser.
         max_grad_norm: Gradients longer than this are shortened to it.
         ema: Decay of the moving average of the weights; 0 switches it off.
         seed: Everything random is a function of this and of the position in the run.
-        mixed_precision: bf16 computes in bfloat16 with float32 weights.
+        mixed_precision: bf16 computes in bfloat16 with float32 weights, which is
+            faster where the hardware knows it; fp16 is for GPUs.
         threads: CPU threads of each process; 0 shares the usable cores among local processes.
         checkpoint_every: Steps between checkpoints; one is also written at the end and at a signal.
         keep: Checkpoints that stay, at least 2.

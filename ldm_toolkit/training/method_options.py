@@ -22,6 +22,7 @@ WORD_METHODS = ("textual-inversion",)
 
 _ENCODER_METHODS = ("full", "lora", "dreambooth", "dreambooth-lora")
 _MOST_VECTORS = 64
+_MOST_ALPHA = 65504  # the largest number of float16, in which LoRAs are exchanged
 # Names that embedding files give to other things.
 _RESERVED = ("emb_params", "string_to_param", "__metadata__")
 
@@ -60,8 +61,8 @@ class LoraOptions:
         found = _strange(self, LoraOptions, method, _LORA)
         if not 1 <= self.rank <= 4096:
             found.append("--rank must be from 1 to 4096")
-        if self.alpha is not None and not 0 < self.alpha < float("inf"):
-            found.append("--alpha must be positive")
+        if self.alpha is not None and not 0 < self.alpha <= _MOST_ALPHA:
+            found.append(f"--alpha must be positive and at most {_MOST_ALPHA}")
         if not all(word.strip() for word in self.lora_targets.split(",")):
             found.append("--lora-targets must be names separated by commas, such as to_q,to_v")
         return found

@@ -1,50 +1,94 @@
 """From the command line and YAML to a configuration. Level 1: no torch, so help is instant."""
 
 import dataclasses
-import inspect
 import logging
+import os
 import re
 import shlex
 import sys
-from argparse import Action
+import typing
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jsonargparse
 
 from ldm_toolkit.errors import CannotWrite, LdmToolkitError, UserError, suggestion
 from ldm_toolkit.training.config import LoopConfig
+from ldm_toolkit.training.help import build_parser, dashed
+from ldm_toolkit.training.inputs import check_inputs
 from ldm_toolkit.training.signals import Interrupted
 
 __all__ = ["command", "parse"]
 
 Config = TypeVar("Config", bound=LoopConfig)
 
+# The option that a message of jsonargparse or argparse is about.
+_KEY = re.compile(r'Parser key "(\w+)"|argument --(\w+)')
+
 
 def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     """Options from the command line and ``--config FILE.yaml``. Raises UserError, SystemExit."""
-    name = Path(sys.argv[0]).name
-    parser = jsonargparse.ArgumentParser(
-        prog=name, description=(kind.__doc__ or "").strip().splitlines()[0], exit_on_error=False
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of the options")
-    parser.add_class_arguments(kind, None)
+    parser = build_parser(kind, Path(sys.argv[0]).name)
     known = [action.dest for action in parser._actions]
-    _explain(kind, parser._actions)
-    parser._action_groups[-1].title = "options of the training"
     switches = {one.name for one in dataclasses.fields(kind) if one.type is bool}
     words = _switched_on([_underscored(word) for word in arguments], switches)
-    for word in words:
-        option = word[2:].split("=", 1)[0].removesuffix("+")
-        if word.startswith("--") and option not in [*known, "print_config"]:
-            raise UserError(f"unknown option --{option}{suggestion(option, known)}; see --help")
+    problems = _unknown(words, [*known, "print_config"])
+    if problems:
+        raise UserError(f"{'; '.join(problems)}; see --help")
+    options = _read(parser, words, problems, known)
+    if options is None:
+        raise UserError("; ".join(problems))
     try:
-        options = parser.parse_args(words)
-    except jsonargparse.ArgumentError as error:
-        raise UserError(_readable(str(error), known)) from error
-    values = {k: v for k, v in options.as_dict().items() if k != "config"}
-    return kind(**values)
+        config = kind(**{k: v for k, v in options.as_dict().items() if k != "config"})
+    except UserError as error:
+        raise UserError("; ".join([*problems, str(error)])) from error
+    if problems:
+        raise UserError("; ".join(problems))
+    return config
+
+
+def _unknown(words: Sequence[str], known: Sequence[str]) -> list[str]:
+    """A line about each option that there is not."""
+    names = [word[2:].split("=", 1)[0].removesuffix("+") for word in words if word[:2] == "--"]
+    return [
+        f"unknown option --{dashed(name)}{suggestion(dashed(name), map(dashed, known))}"
+        for name in names
+        if name not in known
+    ]
+
+
+def _read(
+    parser: jsonargparse.ArgumentParser,
+    words: Sequence[str],
+    problems: list[str],
+    known: Sequence[str],
+) -> jsonargparse.Namespace | None:
+    """The options without those that cannot be read, which are noted; None where that ends it."""
+    while True:
+        try:
+            return parser.parse_args(list(words))
+        except jsonargparse.ArgumentError as error:
+            message = " ".join(str(error).split())
+            problems.append(_readable(message, parser, known))
+            named = _KEY.search(message)
+            rest = _without(words, named[1] or named[2]) if named else words
+            if len(rest) == len(words):  # in the file, where the next cannot be looked for
+                return None
+            words = rest
+
+
+def _without(words: Sequence[str], name: str) -> list[str]:
+    """The command line without an option and its value."""
+    kept, after = [], False
+    for word in words:
+        if after and not word.startswith("--"):
+            after = False
+            continue
+        after = word == f"--{name}"
+        if not after and not word.startswith(f"--{name}="):
+            kept.append(word)
+    return kept
 
 
 def _underscored(word: str) -> str:
@@ -63,25 +107,43 @@ def _switched_on(words: Sequence[str], switches: Container[str]) -> list[str]:
     ]
 
 
-def _explain(kind: type, actions: Sequence[Action]) -> None:
-    """Hand the attribute texts of the docstrings, base classes included, to the help."""
-    texts: dict[str, str] = {}
-    for base in kind.__mro__:
-        attributes = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
-        for name, text in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", attributes, re.MULTILINE):
-            texts.setdefault(name, " ".join(text.split()))
-    for action in actions:
-        if action.dest in texts:
-            action.help = texts[action.dest].replace("%", "%%")
-
-
-def _readable(message: str, known: Sequence[str]) -> str:
-    message = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(message.split()))
+def _readable(message: str, parser: jsonargparse.ArgumentParser, known: Sequence[str]) -> str:
+    """jsonargparse's message in the words of this command."""
     unknown = re.search(r"Option '([\w.-]+)' is not accepted", message)
     if unknown:
         name = unknown[1]
         return f"unknown option {name} in the configuration file{suggestion(name, known)}"
-    return f"{message}; see --help"
+    if "arguments are required" in message:
+        needed = message.rpartition(": ")[2].split(", ")
+        return f"{' and '.join(f'--{dashed(name)}' for name in needed)} must be given; see --help"
+    named, given = _KEY.search(message), re.search(r".*(?:Got|Given) value: (.*)", message)
+    action = next((one for one in parser._actions if named and one.dest == named[1]), None)
+    expected = _expected(getattr(action, "_typehint", None) or getattr(action, "type", None))
+    if action is not None and given and expected:
+        choices = typing.get_args(getattr(action, "_typehint", None))
+        hint = suggestion(given[1], [one for one in choices if isinstance(one, str)])
+        return f"--{dashed(action.dest)} must be {expected}, not {given[1]:.80}{hint}"
+    plain = re.sub(r"<class '([\w.]+)'>", r"\1", message)
+    plain = re.sub(r'Parser key "(\w+)": ', lambda found: f"--{dashed(found[1])}: ", plain)
+    return f"{plain}; see --help"
+
+
+def _expected(kind: Any) -> str:
+    """What values of a type are called, or nothing."""
+    inner = [one for one in typing.get_args(kind) if one is not type(None)]
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of {', '.join(inner)}"
+    if typing.get_origin(kind) is list:
+        return 'a list such as ["a dog", "a cat"]'
+    names = {int: "a whole number", float: "a number", bool: "true or false"}
+    return _expected(inner[0]) if len(inner) == 1 else names.get(kind, "")
+
+
+def _quiet() -> None:
+    """No bars of other libraries in a log file."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def command(kind: type[Config], run: Callable[[Config], None]) -> None:
@@ -92,7 +154,10 @@ def command(kind: type[Config], run: Callable[[Config], None]) -> None:
     name = Path(sys.argv[0]).name
     try:
         try:
-            run(parse(kind, sys.argv[1:]))
+            config = parse(kind, sys.argv[1:])
+            check_inputs(config)
+            _quiet()
+            run(config)
         except OSError as error:  # a full disk, a folder without permission
             raise CannotWrite(str(error)) from error
     except Interrupted as error:

@@ -25,8 +25,9 @@ from ldm_toolkit.training.config import UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Plan, Source, open_source
 from ldm_toolkit.training.data.folder import only_pictures
 from ldm_toolkit.training.data.geometry import Geometry
-from ldm_toolkit.training.folders import load_network, network_config
+from ldm_toolkit.training.folders import load_network
 from ldm_toolkit.training.held_out import hold_out
+from ldm_toolkit.training.inputs import network_config
 from ldm_toolkit.training.methods.unet_step import UNetMethod
 from ldm_toolkit.training.prior import DrawClass, check_class, complete_class
 from ldm_toolkit.training.rng import BucketIndex

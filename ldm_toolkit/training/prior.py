@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from ldm_toolkit.errors import InputError, UserError
 from ldm_toolkit.files import PICTURE_SUFFIXES, write_atomic
 from ldm_toolkit.images import image_bytes
+from ldm_toolkit.progress import follow
 
 __all__ = ["DrawClass", "check_class", "complete_class"]
 
@@ -68,7 +68,8 @@ def complete_class(
     folder.mkdir(parents=True, exist_ok=True)
     told = {"prompt": prompt, "seed": seed}
     write_atomic(record, json.dumps(told, indent=2).encode())
-    for k, picture in zip(missing, tqdm(drawn, total=len(missing), unit="picture"), strict=True):
+    followed = follow(drawn, len(missing), "drawing", tell=logger.info, what="picture")
+    for k, picture in zip(missing, followed, strict=True):
         write_atomic(folder / _name(k), image_bytes(picture))
 
 

@@ -21,6 +21,9 @@ _FREE = frozenset(
     | {"check_data", "skip_bad", "max_bad"}
 )
 
+# Which weights are frozen, and so what their hash is of.
+_FREEZING = {"method", "lora_targets", "vectors", "train"}
+
 # What runs had that were begun before these options were there.
 _BEFORE = {
     "accumulate": 1,
@@ -40,6 +43,8 @@ def check_course(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path
     """Refuse to go on from checkpoints that other options or other data made. Raises UserError."""
     before = {**_BEFORE, **before}
     changed = [name for name in before if name in now and before[name] != now[name]]
+    if _FREEZING & set(changed):  # the hashes cannot be compared
+        changed = [name for name in changed if name != "model"]
     if changed:
         told = ", ".join(_told(name, before[name], now[name]) for name in changed)
         raise UserError(

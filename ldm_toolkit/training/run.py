@@ -20,13 +20,9 @@ from ldm_toolkit.training.begin import begin
 from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Plan, Source, check_data
 from ldm_toolkit.training.data.geometry import Geometry
-from ldm_toolkit.training.folders import (
-    complete_model,
-    load_network,
-    model_folder,
-    network_config,
-)
+from ldm_toolkit.training.folders import complete_model, load_network
 from ldm_toolkit.training.held_out import hold_out
+from ldm_toolkit.training.inputs import model_folder, network_config
 from ldm_toolkit.training.loop import train
 from ldm_toolkit.training.methods import method_class
 from ldm_toolkit.training.methods.unet_step import UNetMethod, trained_scheduler

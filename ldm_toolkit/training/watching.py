@@ -1,16 +1,16 @@
 """What a person sees of a run: the progress bar, metrics.jsonl and trackers."""
 
 import json
-import sys
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from ldm_toolkit.errors import UserError
+from ldm_toolkit.progress import Progress
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.resume import trim_metrics
 
@@ -18,6 +18,9 @@ __all__ = ["Watch"]
 
 _PROJECT = "ldm-toolkit"
 _SMOOTH = 0.9  # of the rate: the bar does not jump with each step
+_EVERY = 10.0  # seconds between lines where there is no bar
+
+logger = logging.getLogger(__name__)
 
 
 class Watch(AbstractContextManager):
@@ -32,13 +35,11 @@ class Watch(AbstractContextManager):
             trim_metrics(self._metrics, step)
         if accelerator.log_with:
             _start_trackers(config, accelerator, step)
-        self._bar = tqdm(
-            total=config.steps,
-            initial=step,
-            unit="step",
-            disable=not accelerator.is_main_process,
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,
-        )
+        self._progress: Progress | None = None
+        if accelerator.is_main_process:
+            self._progress = Progress(
+                config.steps, "training", tell=logger.info, begun=step, every=_EVERY
+            )
 
     def report(
         self,
@@ -48,13 +49,12 @@ class Watch(AbstractContextManager):
         validation: Mapping[str, Any] | None = None,
     ) -> None:
         """One line of metrics.jsonl, one step of the bar, one entry of each tracker."""
-        if not self._accelerator.is_main_process:
+        if self._progress is None:
             return
         rate = self._samples / max(seconds, 1e-9)
         self._rate = _SMOOTH * self._rate + (1 - _SMOOTH) * rate if self._rate else rate
         shown = {**logs, "samples/s": self._rate}
-        self._bar.update()
-        self._bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()}, refresh=False)
+        self._progress.update(", ".join(f"{name}={value:.3g}" for name, value in shown.items()))
         line: dict[str, Any] = {"step": step, **logs, "seconds": round(seconds, 3)}
         if validation is not None:
             line["validation"] = validation
@@ -65,7 +65,8 @@ class Watch(AbstractContextManager):
             self._accelerator.log(_flat(values), step=step)
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.close()
+        if self._progress is not None:
+            self._progress.__exit__()
         for tracker in self._accelerator.trackers:  # end_training() would end the processes' group
             tracker.finish()
 

@@ -103,7 +103,14 @@ WRONG: list[tuple[list[str], str]] = [
     (["a dog", "--prompts", "none.txt"], "takes the place of PROMPT; leave 'a dog' away"),
     (["--prompts", "none.txt", "-o", "out/", "-n", "3", "--grid"], "does not go with -n, --grid"),
     (["--prompts", "none.txt", "-o", "out/", "--batch-size", "0"], "--batch-size: 0 is too small"),
-    (["--prompts", "none.txt", "-o", "out/", "--steps", "0"], "steps must be"),
+    (["--prompts", "none.txt", "-o", "out/", "--steps", "0"], "--steps must be"),
+    (["x", "--lora", ""], "--lora is empty; say PATH or PATH:SCALE"),
+    (["x", "--embedding", ""], "--embedding is empty; say PATH or PATH:WORD"),
+    (["x", "--vae", ""], "--vae is empty"),
+    (["x", "--tokenizer", "", "--revision", "", "--variant", ""], "--variant is empty; say a word"),
+    (["x", "--image", "", "--mask", ""], "--image is empty; say a file; --mask is empty"),
+    (["--prompts", "", "-o", "out/"], "--prompts is empty"),
+    (["--replay", ""], "--replay is empty"),
     (["x", "--model", "/nonexistent/model"], "--model"),
     (["x", "--model", ""], "--model"),
     (["x", "--model", "."], "no model_index.json"),
@@ -119,11 +126,11 @@ WRONG: list[tuple[list[str], str]] = [
     (["x", "--save-intermediates", "0"], "--save-intermediates"),
     (["x", "--save-intermediates", "x"], "--save-intermediates"),
     (["x", "-o", ""], "FILE.png or FOLDER/"),
-    (["x", "-o", "dog.gif"], ".gif cannot be written; say dog.png"),
+    (["x", "-o", "dog.gif"], ".gif cannot be written; say dog.png or dog.webp or dog.jpg, or d"),
     (["x", "-o", "dog.gif", "--format", "webp"], ".gif cannot be written; say dog.webp"),
     (["x", "-o", "dog.jpg", "--format", "png"], "--format png is another format; say dog.png"),
     (["x", "-o", "dog.png", "--format", "jpg"], "--format jpg is another format; say dog.jpg"),
-    (["x", "-o", "dog", "--format", "jpg"], "no .jpg at the end; say dog.jpg"),
+    (["x", "-o", "dog", "--format", "jpg"], "no format at the end; say dog.jpg, or dog/"),
     (["x", "--format", "jpeg"], "--format: 'jpeg' is none of png, webp, jpg; did you mean 'jpg'?"),
     (["x", "--format", ""], "--format"),
     (["x", "--strip-metadata=1"], "--strip-metadata"),
@@ -136,7 +143,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["--replay", "none.png", "--", "a dog"], "takes the place of PROMPT"),
     (["--replay", "none.png", "--seed", "1", "-n", "2"], "takes --seed, -n from the picture"),
     (["--replay", "none.png", "--dim", "64", "--steps=9"], "takes --steps, --dim from the picture"),
-    (["x", "-o", "dog"], "say dog.png, or dog/ for a folder"),
+    (["x", "-o", "dog"], "say dog.png or dog.webp or dog.jpg, or dog/ for a folder"),
     (["x", "-o", "-"], "-o"),
     (["x", "-o", "a\nb.png"], "control character"),
     (["x", "-o", "a\0b.png"], "control character"),
@@ -190,6 +197,41 @@ def test_all_problems_come_at_once(ldm_gen: Command, workdir: Path) -> None:
     flags = "--guidance --seed --width -n: scheduler --device --dtype --threads --model -o:"
     for flag in flags.split():
         assert flag in done.err
+
+
+def test_what_the_model_cannot_do_comes_with_the_rest(ldm_gen: Command, workdir: Path) -> None:
+    done = ldm_gen(
+        *("(x:200)", "--width", 255, "--steps", 0, "--clip-skip", 2, "--eta", 0.5),
+        *("--scheduler", "euler", "--lora", "", "--negative", "(y:300)", "--format", "gif"),
+    )
+    assert_refused(done, 2, "--steps must be")
+    for told in (
+        "the weight of 'x' is 200",
+        "--negative: the weight of 'y' is 300",
+        "--width must be a multiple of 8; the nearest is 256",
+        "--clip-skip: the text encoder has 2 layers",
+        "--eta: euler knows no eta",
+        "--lora is empty",
+        "--format: 'gif'",
+    ):
+        assert told in done.err
+        assert done.err.count(told) == 1
+
+
+def test_a_job_tells_wrong_options_once_and_all_wrong_rows(ldm_gen: Command, workdir: Path) -> None:
+    rows = ['{"prompt": "a", "clip_skip": 2}', '{"prompt": "b"}', '{"prompt": "c", "width": 33}']
+    (workdir / "p.jsonl").write_text("\n".join(rows))
+    done = ldm_gen(
+        *("--prompts", "p.jsonl", "-o", "out/", "--height", 33, "--steps", 0, "--strength", 0.5)
+    )
+    assert_refused(done, 2, "--height must be a multiple of 8; the nearest is 32")
+    assert done.err.count("height") == 1
+    assert done.err.count("--steps must be") == 1
+    assert "2 bad rows: p.jsonl:1: clip_skip: the text encoder has 2 layers; one must" in done.err
+    assert "p.jsonl:3: width must be a multiple of 8; the nearest is 32" in done.err
+    (workdir / "p.jsonl").write_text('{"prompt": "b"}')
+    done = ldm_gen("--prompts", "p.jsonl", "-o", "out/", "--strength", 0.5)
+    assert_refused(done, 2, "--strength: no row has an image")
 
 
 def test_a_wrong_model_folder_is_found_before_loading(
@@ -339,6 +381,7 @@ def test_a_disk_that_fills_leaves_nothing(
     else:
         assert done.code == 74
         assert "No space left" in done.err
+        assert ".tmp" not in done.err
         assert done.err.count("\n") == 1
     whole = [path for path in workdir.rglob("*.png") if path.parent == workdir]
     assert all(read_recipe(path).pixels_sha256 == pixels_sha256(open_image(path)) for path in whole)

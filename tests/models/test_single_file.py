@@ -20,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm_toolkit.cli.model import choose_model
 from ldm_toolkit.cli.options import parse
+from ldm_toolkit.cli.request import check
 from ldm_toolkit.errors import ModelError, UserError
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.models import single_file, vocabulary
@@ -98,6 +99,17 @@ def write(
 def load(path: Path, folder: Path, **options: Any) -> Components:
     options = {"tokenizer": folder / "tokenizer", **options}
     return load_components(path, device="cpu", dtype="float32", **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_command_line_knows_the_defaults_before_loading(
+    kind: str, write: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder = write(kind)
+    monkeypatch.chdir(path.parent)
+    known = check(parse(["a dog", "--model", path.name])).defaults
+    settled = single_file.check_single_file(path).prediction is not None
+    assert known == (load(path, folder).defaults if settled else None)
 
 
 @pytest.mark.parametrize("kind", KINDS)

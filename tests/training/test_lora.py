@@ -216,6 +216,7 @@ def test_a_run_in_two_parts_has_the_same_bits(kind, accelerator, tmp_path):
     [
         ({"rank": 8}, r"--rank 16 \(now 8\)"),
         ({"dora": True}, r"--dora False \(now True\)"),
+        ({"lora_targets": "all"}, r"options: --lora-targets attention \(now all\); pass"),
         ({"unet": 1}, r"--model \(its content has changed\)"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,11 +84,24 @@ def test_switches_need_no_value():
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--batchsize", "3"], "unknown option --batchsize; did you mean 'batch_size'?"),
+        (["--batchsize", "3"], "unknown option --batchsize; did you mean 'batch-size'?"),
         (["--stepz=3"], "unknown option --stepz; did you mean 'steps'?"),
-        (["--steps", "many"], "steps"),
-        (["--mixed-precision", "int8"], "mixed_precision"),
-        (["--resume", "maybe"], "resume"),
+        (
+            ["--stepz=3", "--learning-rate", "1"],
+            "unknown option --stepz; did you mean 'steps'?; unknown option --learning-rate",
+        ),
+        (["--steps", "many"], "--steps must be a whole number, not many"),
+        (["--steps", "1.5"], "--steps must be a whole number, not 1.5"),
+        (["--lr", "nan"], "--lr must be a number, not nan"),
+        (["--mixed-precision", "bf1"], "must be one of no, bf16, fp16, not bf1; did you mean 'bf1"),
+        (["--resume", "maybe"], "--resume must be true or false, not maybe"),
+        (["--sample-prompts", "a"], '--sample-prompts must be a list such as ["a dog", "a cat"],'),
+        (["--lr"], "argument --lr: expected one argument"),
+        (
+            ["--steps", "many", "--lr", "--rank=x", "--keep", "1"],
+            "--steps must be a whole number, not many; argument --lr: expected one argument; see "
+            "--help; --rank must be a whole number, not x; --keep must be at least 2",
+        ),
         (
             ["--method", "ful"],
             "must be one of full, lora, dreambooth, dreambooth-lora, textual-inversion, not 'ful'; "
@@ -151,13 +165,15 @@ def test_switches_need_no_value():
         ),
         (["--method", "lora", "--rank", "0"], "--rank must be from 1 to 4096"),
         (["--method", "lora", "--alpha", ".nan"], "--alpha must be positive"),
+        (["--method", "lora", "--alpha", "nan"], "--alpha must be a number, not nan"),
+        (["--method", "lora", "--alpha", "1e30"], "--alpha must be positive and at most 65504"),
         (["--method", "lora", "--lora-targets", "to_q,,to_v"], "--lora-targets must be names"),
         (
             ["--method", "lora", "--from-config", "x", "--vae", "y", "--text-encoder", "z"],
             "--method lora needs trained weights: pass --model, not --from-config",
         ),
         (["stray"], "stray"),
-        (["--config", "none.yaml"], "none.yaml"),
+        (["--config", "none.yaml"], "--config: File does not exist"),
         (["--steps", "0", "--lr", "-1", "--keep", "1"], "--steps must be at least 1; --lr must"),
         (["--seed", "18446744073709551616"], "--seed must be at most 9223372036854775807"),
         (["--threads", "2147483648"], "--threads must be at most 65536"),
@@ -174,7 +190,7 @@ def test_switches_need_no_value():
         (["--validation-data", "v", "--validation-count", "3"], "both hold out: pass one"),
         (["--trackers", "wandb,tensorbord"], "not 'tensorbord'; did you mean 'tensorboard'?"),
         (["--trackers", "wandb,"], "--trackers knows tensorboard, wandb, trackio, not ''"),
-        (["--lr-schedule", "sine"], "lr_schedule"),
+        (["--lr-schedule", "sine"], "--lr-schedule must be one of constant, "),
         (["--lr-cycles", "2"], "--lr-cycles belongs to --lr-schedule cosine_with_restarts"),
         (["--lr-power", "2"], "--lr-power belongs to --lr-schedule polynomial"),
         (["--lr-power", ".nan"], "--lr-power must be positive"),
@@ -188,8 +204,8 @@ def test_switches_need_no_value():
         (["--input-perturbation", "-0.1"], "--input-perturbation must not be negative"),
         (["--input-perturbation", ".inf"], "--input-perturbation must not be negative"),
         (["--min-snr-gamma", "5", "--debiased", "true"], "--min-snr-gamma and --debiased both"),
-        (["--debiased", "maybe"], "debiased"),
-        (["--zero-terminal-snr", "maybe"], "zero_terminal_snr"),
+        (["--debiased", "maybe"], "--debiased must be true or false"),
+        (["--zero-terminal-snr", "maybe"], "--zero-terminal-snr must be true"),
         (["--timesteps", "normal"], "timesteps"),
         (["--timestep-mean", "1"], "--timesteps logit_normal: pass it too"),
         (["--timesteps", "logit_normal", "--timestep-mean", ".nan"], "--timestep-mean must be fin"),
@@ -197,7 +213,7 @@ def test_switches_need_no_value():
         (["--latents", "mode"], "latents"),
         (["--size", "65"], "--size must be a multiple of 8"),
         (["--ema", "1"], "--ema must be at least 0 and below 1"),
-        (["--check-data", "maybe"], "check_data"),
+        (["--check-data", "maybe"], "--check-data must be true or false"),
         (["--max-bad", "1.5"], "--max-bad must lie between 0 and 1"),
         (["--max-bad", ".nan"], "--max-bad must lie between 0 and 1"),
         (["--count", "0"], "--count must be at least 1"),
@@ -216,6 +232,7 @@ def test_mistakes_are_told(words, told):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["--size", "64", "--crop", "128"], "--crop 128 must be .* at most --size 64"),
         (
             ["--crop", "600"],
             "--crop 600 must be a multiple of 8, at least 32 and",
@@ -232,8 +249,14 @@ def test_mistakes_in_vae_options_are_told(words, told):
         parse(VAEConfig, [*NEEDED, *words])
 
 
+def test_crops_fit_the_pictures_where_nothing_is_said():
+    for size, crop in ((64, 64), (128, 128), (512, 128)):
+        assert parse(VAEConfig, [*NEEDED, "--size", str(size)]).crop == crop
+    assert parse(VAEConfig, [*NEEDED, "--size", "512", "--crop", "256"]).crop == 256
+
+
 def test_what_is_needed_is_named():
-    with pytest.raises(UserError, match=r"data.*output"):
+    with pytest.raises(UserError, match="--data and --output must be given"):
         parse(UNetConfig, [])
 
 
@@ -241,7 +264,7 @@ def test_what_is_needed_is_named():
     ("text", "told"),
     [
         ("batchsize: 3", "unknown option batchsize in the configuration file; did you mean 'batch"),
-        ("steps: many", "steps"),
+        ("steps: many", "--steps must be a whole number, not many"),
         ("steps: [", "config"),
         ("just words", "config"),
         ("steps: 0", "--steps must be at least 1"),
@@ -272,26 +295,66 @@ def test_help_explains_every_option(kind, capsys):
     assert caught.value.code in (0, None)
     text = " ".join(capsys.readouterr().out.split())
     for option in dataclasses.fields(kind):
-        shown = text.rpartition(f"--{option.name} ")[2]
-        explained = shown.partition("(")[0].split(" ", 1)[-1]
-        assert len(explained.split()) >= 3, option.name
+        places = text.split(f"--{option.name.replace('_', '-')} ")[1:]
+        explained = [shown.partition("(")[0].split(" ", 1)[-1] for shown in places]
+        assert any(len(one.split()) >= 3 for one in explained), option.name
+    needed = "--from-config FROM_CONFIG" if kind is TextEncoderConfig else "--data DATA"
+    assert re.search(rf"^usage: .*{needed}.*\[options\]", text)
+    titles = ["Options of this command alone:", "Options that every training command has:"]
+    assert [title in text for title in titles] == [True, True]
+    assert "_" not in "".join(re.findall(r"--\S+", text))
     assert "Attributes:" not in text
     assert "<class" not in text
 
 
-def test_help_and_mistakes_come_at_once_without_torch():
-    code = (
-        "import runpy, sys; sys.argv = ['x', '--help']\n"
-        "try: runpy.run_path(sys.argv.pop(0) and FILE, run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "sys.exit('torch' in sys.modules)"
+WITHOUT_TORCH = """
+import runpy, sys
+file, sys.argv = sys.argv[1], sys.argv[1:]
+try:
+    runpy.run_path(file, run_name="__main__")
+except SystemExit as error:
+    code = error.code or 0
+sys.exit(99 if "torch" in sys.modules else code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        *((name, ["--help"], None) for name in KINDS),
+        ("finetune_unet", [*NEEDED, "--steps", "0"], ["--steps must be"]),
+        (
+            "finetune_unet",
+            [*NEEDED, "--model", "storyboook", "--validation-data", "v", "--validate-every", "2"],
+            ["--data d is not a folder", "did you mean 'storybook'?", "--validation-data v is not"],
+        ),
+        (
+            "finetune_unet",
+            ["--data", "storybook", "--output", "file/below", "--vae", ".", "--text-encoder", "x"],
+            [". holds no config.json", "x/text_encoder holds no", "file is not a folder"],
+        ),
+        ("finetune_vae", [*NEEDED, "--model", "."], ["--data d is", "vae holds no config.json"]),
+        (
+            "train_text_encoder",
+            ["--from-config", "x", "--output", "o"],
+            ["x/text_encoder holds no config.json"],
+        ),
+    ],
+)
+def test_help_and_mistakes_come_at_once_without_torch(name, words, told, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(REPO / "examples" / f"{name}.py"), *words],
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
-    for name in KINDS:
-        file = REPO / "examples" / f"{name}.py"
-        environment = os.environ | {"PYTHONPATH": str(REPO)}
-        source = code.replace("FILE", repr(str(file)))
-        done = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True)
-        assert done.returncode == 0, done.stderr
+    assert done.returncode == (0 if told is None else 2), done.stderr
+    for one in told or []:
+        assert one in done.stderr
+    assert done.stderr.count("\n") == (told is not None)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_every_shipped_configuration_parses(monkeypatch):

@@ -1,6 +1,8 @@
 """The bar, metrics.jsonl and trackers tell the same of a run."""
 
 import json
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from training_tools import Line, line_config
 
+from ldm_toolkit import progress
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.training import begin, loop
 from ldm_toolkit.training.config import LoopConfig
@@ -115,17 +118,34 @@ def test_validation_is_nested_in_metrics_and_flat_in_trackers(tracked, tmp_path)
     assert notes.entries == [(1, told | flat), (2, told)]
 
 
-def test_the_bar_tells_loss_rate_and_the_time_left(accelerator, capsys, tmp_path):
+def test_a_terminal_gets_a_bar_with_loss_rate_and_the_time_left(
+    accelerator, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     config = line_config(tmp_path, batch_size=4, accumulate=2)
     with Watch(config, accelerator, 0) as watch:
         for step in range(1, 13):
+            time.sleep(0.02)
             watch.report(step, {"loss": 0.125, "lr": 1e-4}, 0.25)
     shown = capsys.readouterr().err
-    assert "loss=0.125" in shown
-    assert "lr=0.0001" in shown
-    assert "samples/s=32" in shown
-    assert "12/12" in shown
+    assert "loss=0.125, lr=0.0001, samples/s=32" in shown
+    assert "/12 [" in shown
     assert "<" in shown  # elapsed<remaining
+
+
+def test_a_log_file_gets_a_line_now_and_then(accelerator, caplog, capsys, monkeypatch, tmp_path):
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    caplog.set_level("INFO", "ldm_toolkit")
+    with Watch(line_config(tmp_path, batch_size=4), accelerator, 3) as watch:
+        for step in range(4, 13):
+            watch.report(step, {"loss": 0.125, "lr": 1e-4}, 0.25)
+    figures = "loss=0.125, lr=0.0001, samples/s=16"
+    assert caplog.messages == [
+        f"training: step 6/12, {figures}, about 24 s left",
+        f"training: step 9/12, {figures}, about 12 s left",
+    ]
+    assert capsys.readouterr().err == ""
 
 
 def test_only_the_first_process_writes(tmp_path):

@@ -7,23 +7,24 @@ the hash of its file, where a memory of that is kept, so that a later start only
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import PIL
-from tqdm import tqdm
 
 from ldm_toolkit.errors import CannotWrite, InputError
 from ldm_toolkit.files import sha256_bytes
 from ldm_toolkit.images import decode_image, pixels_sha256
+from ldm_toolkit.progress import follow
 from ldm_toolkit.training.data.entries import NO_CAPTION, Entry, Listing, Problem, reason
 
 __all__ = ["Facts", "Inspection", "inspect", "refuse_bad"]
 
+logger = logging.getLogger(__name__)
 _SHOWN = 20
-_FEW = 500  # pictures that need no progress bar
 # Another reader may find another picture in the same file.
 _RULES = f"1 {PIL.__version__}"
 
@@ -66,8 +67,9 @@ def inspect(listing: Listing, memory: Path | None = None, *, remember: bool = Tr
     facts: list[Facts] = []
     problems = list(listing.problems)
     with _Memory(memory, remember) as known:
-        many = len(listing.entries) > _FEW
-        for entry in tqdm(listing.entries, desc="checking", unit="pictures", disable=not many):
+        total = len(listing.entries)
+        tell = logger.info if remember else logger.debug  # one process of several
+        for entry in follow(listing.entries, total, "checking", tell=tell, what="picture"):
             wrong = ["empty caption"] if not all(text.strip() for text in entry.captions) else []
             fact = None
             try:

@@ -9,15 +9,12 @@ from ldm_toolkit.training.data.entries import Listing
 from ldm_toolkit.training.data.folder import holds_pictures, read_folder
 from ldm_toolkit.training.data.shards import expand_braces, read_shards
 from ldm_toolkit.training.data.tables import Columns, read_hub, read_saved, read_tables
+from ldm_toolkit.training.inputs import EXPECTED_DATA
 
 __all__ = ["list_data"]
 
 _TABLES = (".parquet", ".arrow")
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_EXPECTED = (
-    "expected pictures with captions: a folder, shards (.tar), tables (.parquet, .arrow) or "
-    "owner/name of a data set on the hub"
-)
 
 
 def list_data(config: DataConfig, caption: str | None = None, *, masks: bool = False) -> Listing:
@@ -39,7 +36,7 @@ def _list_data(config: DataConfig, caption: str | None, masks: bool) -> Listing:
     place, path = config.data, Path(config.data)
     columns = Columns(config.image_column, config.caption_column)
     if not place.strip():
-        raise InputError(f"--data is empty; {_EXPECTED}")
+        raise InputError(f"--data is empty; {EXPECTED_DATA}")
     try:
         if caption is not None and not path.is_dir():
             raise InputError(f"--data {place} is not a folder; expected pictures in one")
@@ -59,7 +56,7 @@ def _list_data(config: DataConfig, caption: str | None, masks: bool) -> Listing:
         raise InputError(f"--data {place!r:.200} cannot be read: {why}") from error
     if on_hub(place):
         return read_hub(place, config.data_split, config.data_subset, config.data_revision, columns)
-    raise InputError(f"--data {place} is not a folder; {_EXPECTED}")
+    raise InputError(f"--data {place} is not a folder; {EXPECTED_DATA}")
 
 
 def _list_folder(folder: Path, config: DataConfig, columns: Columns, masks: bool) -> Listing:

@@ -1,0 +1,114 @@
+"""What a training is given, looked at before torch is imported. Level 1.
+
+The folders and names that the options mean must be there; what is in them, the training says.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ldm_toolkit.errors import ModelError, UserError, suggestion
+from ldm_toolkit.models.hub import on_hub
+from ldm_toolkit.models.identity import bundled_models
+from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
+
+__all__ = ["EXPECTED_DATA", "check_inputs", "model_folder", "network_config"]
+
+EXPECTED_DATA = (
+    "expected pictures with captions: a folder, shards (.tar), tables (.parquet, .arrow) or "
+    "owner/name of a data set on the hub"
+)
+
+
+def check_inputs(config: LoopConfig) -> None:
+    """Whether data, model and output can be what they should. Raises UserError with all of it."""
+    problems = []
+    if isinstance(config, UNetConfig | VAEConfig):
+        problems += _data_problems("--data", config.data)
+        if config.validation_data is not None:
+            problems += _data_problems("--validation-data", config.validation_data)
+    problems += _model_problems(config)
+    if not getattr(config, "check_data", False):
+        problems += _output_problems(Path(config.output))
+    if problems:
+        raise UserError("; ".join(dict.fromkeys(problems)))
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a bundled model's name or of a path, also one of configurations only.
+
+    Raises ModelError.
+    """
+    bundled = bundled_models()
+    folder = bundled.get(name, Path(name))
+    if not folder.is_dir():
+        known = ", ".join(bundled) or "none"
+        raise ModelError(
+            f"{name} is neither a folder nor a bundled model (bundled: {known})"
+            f"{suggestion(name, bundled)}"
+        )
+    return folder
+
+
+def network_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """The configuration of one component. Raises ModelError."""
+    path = folder / name
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no {name}; expected a model in the diffusers layout")
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds no JSON object")
+    return config
+
+
+def _model_problems(config: LoopConfig) -> list[str]:
+    """What is missing of the model that a training starts from, one line each."""
+    wanted: list[tuple[Path, str]] = []
+    problems = []
+    if isinstance(config, TextEncoderConfig):
+        wanted.append((Path(config.from_config) / "text_encoder", "config.json"))
+    elif isinstance(config, UNetConfig | VAEConfig):
+        try:
+            base = model_folder(config.from_config or config.model)
+        except ModelError as error:
+            return [str(error)]
+        if isinstance(config, UNetConfig):
+            text = Path(config.text_encoder or base)
+            wanted.append((base / "unet", "config.json"))
+            wanted.append((base / "scheduler", "scheduler_config.json"))
+            wanted.append((text / "text_encoder", "config.json"))
+            wanted.append((Path(config.vae or base / "vae"), "config.json"))
+            if not (text / "tokenizer").is_dir():
+                problems.append(f"{text / 'tokenizer'} is missing; expected a CLIP tokenizer")
+        else:
+            wanted.append((base / "vae", "config.json"))
+    for folder, name in wanted:
+        try:
+            network_config(folder, name)
+        except ModelError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _data_problems(option: str, place: str) -> list[str]:
+    """A line about data that cannot be there, or nothing."""
+    if not place.strip():
+        return [f"{option} is empty; {EXPECTED_DATA}"]
+    # Several shards are one name with braces; "storybook" is drawn.
+    if place == "storybook" or "{" in place or os.path.lexists(place) or on_hub(place):
+        return []
+    return [f"{option} {place} is not a folder; {EXPECTED_DATA}"]
+
+
+def _output_problems(output: Path) -> list[str]:
+    """A line about a folder that cannot be made or written to, or nothing."""
+    there = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        return [f"--output {output} cannot be made: {there} is not a folder"]
+    if not os.access(there, os.W_OK):
+        return [f"--output {output} cannot be made: no permission to write in {there}"]
+    return []
