@@ -105,6 +105,8 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions,
             and sides that are multiples of 64; each batch is of one shape.
         captions: Captions an image of "storybook".
         cache: Folder of the latent and embedding cache; default OUTPUT/cache.
+        no_cache: Encode pictures and captions in every step, not once before the first: slower, and
+            nothing is kept. The numbers are the same within rounding.
         sample_prompts: Prompts of the sample pictures.
     """
 
@@ -126,6 +128,7 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions,
     buckets: bool = False
     captions: int = 3
     cache: str | None = None
+    no_cache: bool = False
     sample_prompts: list[str] = field(default_factory=lambda: ["a dog wearing hat"])
 
     def problems(self) -> list[str]:

@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ldm_toolkit.errors import InputError, UserError
 from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.training import cache
+from ldm_toolkit.training.cache import Rows
 from ldm_toolkit.training.config import UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Plan, Source, open_source
 from ldm_toolkit.training.data.folder import only_pictures
@@ -51,7 +52,7 @@ def unet_plan(config: UNetConfig, tokenizer: Any, encoder_folder: Path, processe
         Geometry.buckets(config.size) if config.buckets else Geometry.square(config.size),
         batch=config.batch_size * config.accumulate * processes,
         token_counts=lambda texts: [len(ids) for ids in tokenizer(list(texts))["input_ids"]],
-        text_width=network_config(encoder_folder).get("hidden_size"),
+        text_width=None if config.no_cache else network_config(encoder_folder).get("hidden_size"),
     )
 
 
@@ -123,6 +124,7 @@ def unet_inputs(
     CannotWrite.
     """
     folder = Path(config.cache or Path(config.output) / "cache")
+    kept = None if config.no_cache else folder
     plan = unet_plan(config, tokenizer, parts["text_encoder"], accelerator.num_processes)
     caption = shared_caption(config, kind)
     if kind.class_pictures:
@@ -134,10 +136,10 @@ def unet_inputs(
 
     def cached(sources: Sequence[Source]) -> tuple[dict[str, Any], dict[str, str]]:
         with accelerator.main_process_first():
-            latents, scaling_factor, data = moments(parts["vae"], sources, folder, accelerator)
+            latents, scaling_factor, data = moments(parts["vae"], sources, kept, accelerator)
             captions = [source.captions(i) for source in sources for i in range(len(source))]
             encoder = parts["text_encoder"]
-            given, told = text(kind, tokenizer, encoder, captions, folder, accelerator)
+            given, told = text(kind, tokenizer, encoder, captions, kept, accelerator)
         given |= {"moments": latents, "scaling_factor": scaling_factor}
         return given, {"data": data, "text_encoder": told}
 
@@ -184,33 +186,52 @@ def _bucket_index(source: Source, seed: int, batch: int) -> BucketIndex:
     return BucketIndex(seed, [source.size(index) for index in range(len(source))], batch)
 
 
-@torch.inference_mode()
 def moments(
-    vae_folder: Path, sources: Sequence[Source], folder: Path, accelerator: Accelerator
-) -> tuple[Sequence[Tensor] | Tensor, float, str]:
+    vae_folder: Path, sources: Sequence[Source], folder: Path | None, accelerator: Accelerator
+) -> tuple[Rows, float, str]:
     """Mean and log variance of every picture, (8, h, w) float16, scaling factor, and hash.
 
-    Each source has a cache of its own.
+    Each source has a cache of its own; without a folder they are computed when they are wanted.
     """
     vae = load_network(AutoencoderKL, vae_folder).eval()
     model = cache.module_hash(vae)
+    vae.to(accelerator.device)
     keys = [f"{source.fingerprint} {model} {accelerator.mixed_precision}" for source in sources]
+    told = hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
-    def encode(pixels: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def encode(pictures: Sequence[Image.Image]) -> Tensor:
+        pixels = torch.stack([pil_to_pixels(picture) for picture in pictures])
         with accelerator.autocast():  # not around the cache: CPUs cannot join float16 in it
-            return vae.encode(pixels).latent_dist.parameters.clamp(-30.0, 20.0)
+            posterior = vae.encode(pixels.to(accelerator.device)).latent_dist
+        return posterior.parameters.clamp(-30.0, 20.0).cpu()
 
+    return _rows_of(encode, sources, folder, keys), vae.config.scaling_factor, told
+
+
+def _rows_of(
+    encode: Callable[[Sequence[Image.Image]], Tensor],
+    sources: Sequence[Source],
+    folder: Path | None,
+    keys: Sequence[str],
+) -> Rows:
+    """The moments of each picture of several sources, those of the first first."""
+    if folder is None:
+        places = [(source, index) for source in sources for index in range(len(source))]
+
+        def compute(rows: Sequence[int]) -> Tensor:
+            return encode([source.image(index) for source, index in (places[i] for i in rows)])
+
+        return cache.ComputedRows(len(places), compute)
     found = [
         _source_moments(encode, source, folder, key)
         for source, key in zip(sources, keys, strict=True)
     ]
-    told = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-    rows = found[0] if len(found) == 1 else [row for one in found for row in one]
-    return rows, vae.config.scaling_factor, told
+    return found[0] if len(found) == 1 else [row for one in found for row in one]
 
 
 def _source_moments(
-    encode: Callable[[Tensor], Tensor], source: Source, folder: Path, key: str
+    encode: Callable[[Sequence[Image.Image]], Tensor], source: Source, folder: Path, key: str
 ) -> Sequence[Tensor] | Tensor:
     """The moments of each picture of a source, one tensor where all have the same size."""
     sizes: dict[tuple[int, int], list[int]] = {}
@@ -221,8 +242,7 @@ def _source_moments(
         """Those of pictures of one size."""
 
         def compute(places: Sequence[int]) -> Tensor:
-            pixels = [pil_to_pixels(source.image(members[place])) for place in places]
-            return encode(torch.stack(pixels))
+            return encode([source.image(members[place]) for place in places])
 
         return cache.cached_rows(folder, own, len(members), compute, "latents")
 
@@ -240,12 +260,13 @@ def text(
     tokenizer: Any,
     encoder_folder: Path,
     captions: Sequence[Sequence[str]],
-    folder: Path,
+    folder: Path | None,
     accelerator: Accelerator,
 ) -> tuple[dict[str, Any], str]:
     """What a method gets of the captions of each picture, by argument, and its hash.
 
-    Cached embeddings, or the text encoder itself where the method has to run it.
+    Cached embeddings, without a folder such as are computed when they are wanted, or the text
+    encoder itself where the method has to run it.
     """
     encoder = load_network(CLIPTextModel, encoder_folder).eval()
     if kind.encodes_text:  # the encoder's weights are among what is frozen
@@ -258,12 +279,15 @@ def text(
     @torch.inference_mode()
     def compute(indices: Sequence[int]) -> Tensor:
         with accelerator.autocast():
-            return encode_captions(tokenizer, encoder, [texts[index] for index in indices])
+            return encode_captions(tokenizer, encoder, [texts[i] for i in indices]).cpu()
 
     # The tokenizer counts as well: other tokens, other embeddings.
     model = f"{tokenizer.backend_tokenizer.to_str()} {cache.module_hash(encoder)}"
     key = f"{texts} {hashlib.sha256(model.encode()).hexdigest()} {accelerator.mixed_precision}"
-    embeddings = cache.cached_rows(folder, key, len(texts), compute, "embeddings")
+    encoder.to(accelerator.device)
+    embeddings: Rows = cache.ComputedRows(len(texts), compute)
+    if folder is not None:
+        embeddings = cache.cached_rows(folder, key, len(texts), compute, "embeddings")
     told = hashlib.sha256(key.encode()).hexdigest()
     return {"embeddings": embeddings, "caption_rows": rows}, told
 
@@ -294,4 +318,5 @@ def load_tokenizer(folder: Path) -> Any:
 def encode_captions(tokenizer: Any, encoder: Any, captions: Sequence[str]) -> Tensor:
     """Captions -> (B, 77, D); longer ones are cut at 77 tokens."""
     tokens = tokenizer(list(captions), padding="max_length", truncation=True, max_length=_TOKENS)
-    return encoder(torch.tensor(tokens["input_ids"])).last_hidden_state
+    ids = torch.tensor(tokens["input_ids"], device=encoder.device)
+    return encoder(ids).last_hidden_state
