@@ -13,7 +13,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -21,9 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from bench_tools import Worker, bundled, processor, random_sd15, running, versions
 
 CONTENDERS = {
     "diffusers": "diffusers, its default (float32)",
@@ -68,9 +69,9 @@ def main() -> None:
     if arguments.worker is not None:
         work(*arguments.worker, threads=arguments.threads)
         return
-    print(f"{_processor()}, {arguments.threads} threads, {_versions()}")
+    print(f"{processor()}, {arguments.threads} threads, {versions()}")
     if arguments.only != "sd15":
-        bench("the bundled model, 512x512, 50 steps", _bundled(), 50, arguments)
+        bench("the bundled model, 512x512, 50 steps", bundled(), 50, arguments)
         cold_start(arguments)
     if arguments.only != "storybook":
         with tempfile.TemporaryDirectory() as folder:
@@ -80,59 +81,21 @@ def main() -> None:
 
 def bench(title: str, model: Path, steps: int, arguments: argparse.Namespace) -> None:
     """Let the contenders take turns and print their table."""
-    with tempfile.TemporaryDirectory() as pictures:
-        workers = {
-            name: _Worker(name, model, arguments.threads, Path(pictures))
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = {name: str(Path(folder) / f"{name}.npy") for name in arguments.contenders}
+        threads = ["--threads", str(arguments.threads)]
+        commands = {
+            name: [sys.executable, __file__, "--worker", name, str(model), *threads]
             for name in arguments.contenders
         }
-        try:
-            for worker in workers.values():
-                worker.draw(2)  # warm: compiled, caches filled, allocator grown
+        with running(commands) as workers:
+            for name, worker in workers.items():
+                # warm: compiled, caches filled, allocator grown
+                worker.ask(steps=2, picture=pictures[name])
             for _ in range(arguments.rounds):
-                for worker in workers.values():
-                    worker.draw(steps)
-        finally:
-            for worker in workers.values():
-                worker.end()
-        _print_table(title, workers)
-
-
-class _Worker:
-    """A contender in a process of its own, which draws when it is told."""
-
-    def __init__(self, name: str, model: Path, threads: int, pictures: Path) -> None:
-        self.name = name
-        self.picture = pictures / f"{name}.npy"
-        self.answers: list[dict[str, Any]] = []
-        command = [sys.executable, __file__, "--worker", name, str(model)]
-        self._process = subprocess.Popen(
-            [*command, "--threads", str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self._answer()
-
-    def draw(self, steps: int) -> None:
-        """Draw one picture; the first is the warm-up."""
-        order = json.dumps({"steps": steps, "picture": str(self.picture)})
-        print(order, file=self._process.stdin, flush=True)
-        self.answers.append(self._answer())
-
-    def end(self) -> None:
-        """Let the process end."""
-        self._process.communicate()
-
-    def median(self, key: str) -> float:
-        """Of a figure over the rounds, without the warm-up."""
-        return statistics.median(answer[key] for answer in self.answers[1:])
-
-    def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline() if self._process.stdout is not None else ""
-        if not line:
-            sys.exit(f"{self.name} ended early; run it alone: --contenders {self.name}")
-        return json.loads(line)
+                for name, worker in workers.items():
+                    worker.ask(steps=steps, picture=pictures[name])
+        _print_table(title, workers, pictures)
 
 
 def work(name: str, folder: str, *, threads: int) -> None:
@@ -200,7 +163,7 @@ def _loaded(name: str, folder: str) -> Callable[[int, list[float]], Any]:
 
 def cold_start(arguments: argparse.Namespace) -> None:
     """Print how long `ldm-gen` takes to its first step, and a bare script to its weights."""
-    bare = [sys.executable, "-c", BARE, str(_bundled())]
+    bare = [sys.executable, "-c", BARE, str(bundled())]
     ours = [sys.executable, "-c", FIRST_STEP, PROMPT, "--quiet", "--threads"]
     ours.append(str(arguments.threads))
     times: dict[str, list[float]] = {"bare": [], "ours": []}
@@ -217,7 +180,7 @@ def cold_start(arguments: argparse.Namespace) -> None:
     print(f"\nratio {first / second:.2f}", flush=True)
 
 
-def _print_table(title: str, workers: dict[str, _Worker]) -> None:
+def _print_table(title: str, workers: dict[str, Worker], pictures: dict[str, str]) -> None:
     """One row a contender, with ratios and the distance to diffusers' default picture."""
     base = next(iter(workers.values()))
     print(f"\n{title}\n")
@@ -229,74 +192,19 @@ def _print_table(title: str, workers: dict[str, _Worker]) -> None:
         print(
             f"| {CONTENDERS[name]} | {whole:.2f} | {base.median('seconds') / whole:.2f}x "
             f"| {step:.3f} | {base.median('step') / step:.2f}x | {peak:.1f} "
-            f"| {_distance(base.picture, worker.picture)} |"
+            f"| {_distance(pictures[base.name], pictures[name])} |"
         )
     slow = {name: worker.answers[0]["seconds"] for name, worker in workers.items()}
     if "ours-compiled" in slow:
         print(f"\ncompiling, with the first two steps: {slow['ours-compiled']:.0f} s")
 
 
-def _distance(first: Path, second: Path) -> str:
+def _distance(first: str, second: str) -> str:
     """The mean difference of two pictures in steps of 1/255."""
     import numpy as np
 
     pictures = [np.load(path).astype(float) for path in (first, second)]
     return f"{np.abs(pictures[0] - pictures[1]).mean():.2f}"
-
-
-def random_sd15(folder: Path) -> Path:
-    """Stable Diffusion 1.5's networks with random weights, in half precision as it is shared."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-    from diffusers import UNet2DConditionModel as UNet
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    torch.manual_seed(0)
-    channels = (128, 256, 512, 512)
-    text = CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-    )
-    StableDiffusionPipeline(
-        tokenizer=CLIPTokenizer.from_pretrained(_bundled() / "tokenizer"),
-        text_encoder=CLIPTextModel(text).half(),
-        unet=UNet(sample_size=64, cross_attention_dim=768, attention_head_dim=8).half(),
-        vae=AutoencoderKL(
-            block_out_channels=channels,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=4,
-            sample_size=512,
-        ).half(),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
-
-
-def _bundled() -> Path:
-    from ldm_toolkit.models.identity import find_model
-
-    return find_model("storybook")
-
-
-def _processor() -> str:
-    """The processor's name."""
-    lines: Iterator[str] = iter(())
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = (line for line in cpuinfo.read_text().splitlines() if "model name" in line)
-    return next(lines, f":{platform.processor() or platform.machine()}").partition(":")[2].strip()
-
-
-def _versions() -> str:
-    from importlib.metadata import version
-
-    return ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers"))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from ldm_toolkit.files import write_atomic
 from ldm_toolkit.progress import follow
 
-__all__ = ["cached_rows", "module_hash", "tensors_hash"]
+__all__ = ["ComputedRows", "Rows", "cached_rows", "module_hash", "rows_at", "tensors_hash"]
 
 logger = logging.getLogger(__name__)
 _SHARD = 256
+_TOGETHER = 8
 
 
 def module_hash(module: nn.Module) -> str:
@@ -54,11 +55,41 @@ def cached_rows(
         indices = range(start, min(start + _SHARD, length))
         shard = _read(path, len(indices))
         if shard is None:
-            rows = [compute(indices[i : i + 8]) for i in range(0, len(indices), 8)]
-            shard = torch.cat(rows).to(torch.float16).contiguous()
+            shard = _computed(compute, indices)
             write_atomic(path, save({"rows": shard}))
         shards.append(shard)
     return torch.cat(shards)
+
+
+class ComputedRows:
+    """Rows as `cached_rows` would give them, computed whenever they are wanted."""
+
+    def __init__(self, length: int, compute: Callable[[Sequence[int]], Tensor]) -> None:
+        self._length, self._compute = length, compute
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.at([index])[0]
+
+    def at(self, indices: Sequence[int]) -> Tensor:
+        """The rows of ``indices``, computed together."""
+        return _computed(self._compute, indices)
+
+
+Rows = Tensor | Sequence[Tensor] | ComputedRows
+"""A row for each picture or caption."""
+
+
+def rows_at(rows: Rows, indices: Sequence[int]) -> Tensor | Sequence[Tensor]:
+    """The rows of ``indices``."""
+    return rows.at(indices) if isinstance(rows, ComputedRows) else [rows[i] for i in indices]
+
+
+def _computed(compute: Callable[[Sequence[int]], Tensor], indices: Sequence[int]) -> Tensor:
+    parts = [compute(indices[i : i + _TOGETHER]) for i in range(0, len(indices), _TOGETHER)]
+    return torch.cat(parts).to(torch.float16).contiguous()
 
 
 def _read(path: Path, length: int) -> Tensor | None:

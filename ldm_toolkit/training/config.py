@@ -117,6 +117,8 @@ class UNetConfig(
             and sides that are multiples of 64; each batch is of one shape.
         captions: How many captions each scene of --data storybook has.
         cache: Folder of the latents and embeddings that are computed once; by default OUTPUT/cache.
+        no_cache: Encode pictures and captions in every step, not once before the first: slower, and
+            nothing is kept. The numbers are the same within rounding.
         sample_prompts: Prompts of the pictures of --sample-every, a list.
     """
 
@@ -139,6 +141,7 @@ class UNetConfig(
     buckets: bool = False
     captions: int = 3
     cache: str | None = None
+    no_cache: bool = False
     sample_prompts: list[str] = field(default_factory=lambda: ["a dog wearing hat"])
 
     def problems(self) -> list[str]:

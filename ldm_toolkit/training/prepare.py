@@ -5,7 +5,6 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ldm_toolkit.errors import InputError, UserError
 from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.training import cache
+from ldm_toolkit.training.cache import Rows
 from ldm_toolkit.training.config import UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Plan, Source, open_source
 from ldm_toolkit.training.data.folder import only_pictures
@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 _TOKENS = 77
 _PIXELS = 8  # of a picture's side for one latent
 
+_Place = tuple[Source, int]  # a picture: its source and its index there
+
 
 def unet_plan(config: UNetConfig, tokenizer: Any, encoder_folder: Path, processes: int) -> Plan:
     """What the data is brought to and cached as. Raises ModelError."""
@@ -57,7 +59,7 @@ def unet_plan(config: UNetConfig, tokenizer: Any, encoder_folder: Path, processe
         Geometry.buckets(config.size) if config.buckets else Geometry.square(config.size),
         batch=config.batch_size * config.accumulate * processes,
         token_counts=lambda texts: [len(ids) for ids in tokenizer(list(texts))["input_ids"]],
-        text_width=0 if config.train_text_encoder else width,
+        text_width=None if config.no_cache else 0 if config.train_text_encoder else width,
     )
 
 
@@ -132,6 +134,7 @@ def unet_inputs(
     CannotWrite.
     """
     folder = Path(config.cache or Path(config.output) / "cache")
+    kept = None if config.no_cache else folder
     plan = unet_plan(config, tokenizer, parts["text_encoder"], accelerator.num_processes)
     caption = shared_caption(config, kind)
     if kind.class_pictures:
@@ -143,10 +146,10 @@ def unet_inputs(
 
     def cached(sources: Sequence[Source]) -> tuple[dict[str, Any], dict[str, str]]:
         with accelerator.main_process_first():
-            latents, scaling_factor, data = moments(parts["vae"], sources, folder, accelerator)
+            latents, scaling_factor, data = moments(parts["vae"], sources, kept, accelerator)
             captions = [source.captions(i) for source in sources for i in range(len(source))]
             encoder = parts["text_encoder"]
-            given, told = text(config, kind, tokenizer, encoder, captions, folder, accelerator)
+            given, told = text(config, kind, tokenizer, encoder, captions, kept, accelerator)
         given |= {"moments": latents, "scaling_factor": scaling_factor}
         return given, {"data": data, "text_encoder": told}
 
@@ -162,7 +165,7 @@ def unet_inputs(
         given["encoder"] = load_network(CLIPTextModel, parts["text_encoder"])
     if config.masked_loss:
         with accelerator.main_process_first():
-            given["masks"] = masks(sources, folder)
+            given["masks"] = masks(sources, kept)
     if kind.class_pictures:
         given["instances"] = len(own)
     if config.buckets:
@@ -198,36 +201,38 @@ def _bucket_index(source: Source, seed: int, batch: int) -> BucketIndex:
     return BucketIndex(seed, [source.size(index) for index in range(len(source))], batch)
 
 
-@torch.inference_mode()
 def moments(
-    vae_folder: Path, sources: Sequence[Source], folder: Path, accelerator: Accelerator
-) -> tuple[Sequence[Tensor] | Tensor, float, str]:
+    vae_folder: Path, sources: Sequence[Source], folder: Path | None, accelerator: Accelerator
+) -> tuple[Rows, float, str]:
     """Mean and log variance of every picture, (8, h, w) float16, scaling factor, and hash.
 
-    Each source has a cache of its own.
+    Each source has a cache of its own; without a folder they are computed when they are wanted.
     """
     vae = load_network(AutoencoderKL, vae_folder).eval()
     model = cache.module_hash(vae)
+    vae.to(accelerator.device)
     keys = [f"{source.fingerprint} {model} {accelerator.mixed_precision}" for source in sources]
-
-    def encode(source: Source, indices: Sequence[int]) -> Tensor:
-        pixels = torch.stack([pil_to_pixels(source.image(index)) for index in indices])
-        with accelerator.autocast():  # not around the cache: CPUs cannot join float16 in it
-            return vae.encode(pixels).latent_dist.parameters.clamp(-30.0, 20.0)
-
     told = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
+    @torch.inference_mode()
+    def encode(places: Sequence[_Place]) -> Tensor:
+        pixels = torch.stack([pil_to_pixels(source.image(index)) for source, index in places])
+        with accelerator.autocast():  # not around the cache: CPUs cannot join float16 in it
+            posterior = vae.encode(pixels.to(accelerator.device)).latent_dist
+        return posterior.parameters.clamp(-30.0, 20.0).cpu()
+
     return _rows(sources, folder, keys, "latents", encode), vae.config.scaling_factor, told
 
 
-def masks(sources: Sequence[Source], folder: Path) -> Sequence[Tensor] | Tensor:
+def masks(sources: Sequence[Source], folder: Path | None) -> Rows:
     """Where each picture counts, (1, h, w) in [0, 1] float16: the mean of its mask over a latent.
 
     A picture without mask counts everywhere.
     """
 
-    def shown(source: Source, indices: Sequence[int]) -> Tensor:
+    def shown(places: Sequence[_Place]) -> Tensor:
         levels = []
-        for index in indices:
+        for source, index in places:
             mask = source.mask(index)
             if mask is None:
                 mask = Image.new("L", source.size(index), 255)
@@ -240,21 +245,28 @@ def masks(sources: Sequence[Source], folder: Path) -> Sequence[Tensor] | Tensor:
 
 def _rows(
     sources: Sequence[Source],
-    folder: Path,
+    folder: Path | None,
     keys: Sequence[str],
     label: str,
-    compute: Callable[[Source, Sequence[int]], Tensor],
-) -> Sequence[Tensor] | Tensor:
+    compute: Callable[[Sequence[_Place]], Tensor],
+) -> Rows:
     """A row of each picture of all sources, from the cache that each of them has for itself."""
+    if folder is None:
+        places = [(source, index) for source in sources for index in range(len(source))]
+        return cache.ComputedRows(len(places), lambda rows: compute([places[i] for i in rows]))
     found = [
-        _source_rows(partial(compute, source), source, folder, key, label)
+        _source_rows(compute, source, folder, key, label)
         for source, key in zip(sources, keys, strict=True)
     ]
     return found[0] if len(found) == 1 else [row for one in found for row in one]
 
 
 def _source_rows(
-    compute: Callable[[Sequence[int]], Tensor], source: Source, folder: Path, key: str, label: str
+    compute: Callable[[Sequence[_Place]], Tensor],
+    source: Source,
+    folder: Path,
+    key: str,
+    label: str,
 ) -> Sequence[Tensor] | Tensor:
     """The row of each picture of a source, one tensor where all have the same size."""
     sizes: dict[tuple[int, int], list[int]] = {}
@@ -265,7 +277,7 @@ def _source_rows(
         """Those of pictures of one size."""
 
         def of_places(places: Sequence[int]) -> Tensor:
-            return compute([members[place] for place in places])
+            return compute([(source, members[place]) for place in places])
 
         return cache.cached_rows(folder, own, len(members), of_places, label)
 
@@ -284,13 +296,13 @@ def text(
     tokenizer: Any,
     encoder_folder: Path,
     captions: Sequence[Sequence[str]],
-    folder: Path,
+    folder: Path | None,
     accelerator: Accelerator,
 ) -> tuple[dict[str, Any], str]:
     """What a method gets of the captions of each picture, by argument, and its hash.
 
-    Cached embeddings; token ids, or the captions themselves, where the text encoder runs in every
-    step.
+    Cached embeddings, without a folder such as are computed when they are wanted; token ids, or the
+    captions themselves, where the text encoder runs in every step.
     """
     # Other tokens, other embeddings.
     words = tokenizer.backend_tokenizer.to_str()
@@ -307,11 +319,14 @@ def text(
     def compute(indices: Sequence[int]) -> Tensor:
         with accelerator.autocast():
             tokens = caption_tokens(tokenizer, [texts[index] for index in indices])
-            return encoder(tokens).last_hidden_state
+            return encoder(tokens.to(accelerator.device)).last_hidden_state.cpu()
 
     model = f"{words} {cache.module_hash(encoder)}"
     key = f"{texts} {hashlib.sha256(model.encode()).hexdigest()} {accelerator.mixed_precision}"
-    embeddings = cache.cached_rows(folder, key, len(texts), compute, "embeddings")
+    encoder.to(accelerator.device)
+    embeddings: Rows = cache.ComputedRows(len(texts), compute)
+    if folder is not None:
+        embeddings = cache.cached_rows(folder, key, len(texts), compute, "embeddings")
     told = hashlib.sha256(key.encode()).hexdigest()
     return {"embeddings": embeddings, "caption_rows": rows}, told
 

@@ -14,7 +14,7 @@ __all__ = ["check_course", "course", "trim_metrics"]
 # None of these changes what a step computes. Data and models are compared by content, not by path.
 _FREE = frozenset(
     {"steps", "threads", "checkpoint_every", "keep", "sample_every", "sample_prompts", "resume"}
-    | {"output", "cache", "compile", "gradient_checkpointing", "auto_batch"}
+    | {"output", "cache", "no_cache", "compile", "gradient_checkpointing", "auto_batch"}
     | {"validate_every", "validation_data", "trackers"}
     | {"data", "model", "from_config", "vae", "text_encoder", "class_data", "class_count"}
     | {"image_column", "caption_column", "data_split", "data_subset", "data_revision"}

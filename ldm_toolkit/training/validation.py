@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_toolkit.latents import pil_to_pixels
+from ldm_toolkit.training.cache import Rows
 from ldm_toolkit.training.data import Source
 from ldm_toolkit.training.methods.unet_step import UNetMethod
 from ldm_toolkit.training.methods.vae import VAEMethod
@@ -53,8 +54,8 @@ class UNetHeldOut:
         self,
         method: UNetMethod,
         *,
-        moments: Sequence[Tensor] | Tensor,
-        embeddings: Tensor,
+        moments: Rows,
+        embeddings: Rows,
         caption_rows: Sequence[Sequence[int]],
         scaling_factor: float,
         batch_size: int,

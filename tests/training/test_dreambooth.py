@@ -51,7 +51,7 @@ def test_batches_do_not_depend_on_their_size_or_history(tmp_path):
 def test_both_parts_see_the_whole_schedule(tmp_path):
     """Any 100 samples in a row of either part have 10 +- 3 timesteps in each tenth of it."""
     method, _ = dreambooth_method(tmp_path)
-    drawn = [int(method._sample(position)["timesteps"]) for position in range(600)]
+    drawn = [int(method.batch([position])["timesteps"][0]) for position in range(600)]
     for part in (drawn[::2], drawn[1::2]):
         for start in (0, 77, 200):
             counts = torch.histc(torch.tensor(part[start : start + 100]).float(), 10, 0, 1000)

@@ -53,7 +53,7 @@ def test_pictures_of_several_sizes_train_in_batches_of_one(tmp_path):
 def test_timesteps_cover_the_schedule_evenly(seed, tmp_path):
     """Any window of 200 positions has 2 +- 2 timesteps in each hundredth of [0, 1000)."""
     method, _ = unet_method(tmp_path, seed=seed)
-    drawn = [int(method._sample(position)["timesteps"]) for position in range(1200)]
+    drawn = [int(method.batch([position])["timesteps"][0]) for position in range(1200)]
     for start in (0, 333, 1000):
         window = torch.tensor(drawn[start : start + 200])
         counts = torch.histc(window.float(), 100, 0, 1000)
@@ -77,7 +77,7 @@ def test_small_batches_are_stratified(tmp_path):
 def test_captions_are_dropped_at_the_configured_rate(rate, tmp_path):
     method, _ = unet_method(tmp_path, caption_dropout=rate)
     empty = method._embeddings[0].float()
-    dropped = [torch.equal(method._sample(p)["text"], empty) for p in range(1500)]
+    dropped = [torch.equal(method.batch([p])["text"][0], empty) for p in range(1500)]
     assert sum(dropped) / len(dropped) == pytest.approx(rate, abs=0.025)
 
 
@@ -87,7 +87,7 @@ def test_dropout_and_captions_are_drawn_anew_each_epoch(tmp_path):
     rows = {tuple(row.flatten().tolist()): i for i, row in enumerate(method._embeddings.float())}
     seen = {index: [] for index in range(count)}
     for position in range(count * epochs):
-        text = tuple(method._sample(position)["text"].flatten().tolist())
+        text = tuple(method.batch([position])["text"][0].flatten().tolist())
         seen[method._index(position)].append(rows[text])
     for index, drawn in seen.items():
         assert len(drawn) == epochs
@@ -96,12 +96,12 @@ def test_dropout_and_captions_are_drawn_anew_each_epoch(tmp_path):
 
 def test_latents_are_drawn_from_the_posterior_and_scaled(tmp_path):
     method, _ = unet_method(tmp_path, pictures=1)
-    drawn = torch.stack([method._sample(position)["latents"] for position in range(400)])
+    drawn = torch.stack([method.batch([position])["latents"][0] for position in range(400)])
     mean, log_variance = method._moments[0].float().chunk(2)
     assert torch.allclose(drawn.mean(0) / 0.5, mean, atol=0.01)
     spread = drawn.std(0).mean() / 0.5
     assert float(spread) == pytest.approx(float((0.5 * log_variance[0, 0, 0]).exp()), rel=0.05)
-    noise = torch.stack([method._sample(position)["noise"] for position in range(400)])
+    noise = torch.stack([method.batch([position])["noise"][0] for position in range(400)])
     assert float(noise.mean()) == pytest.approx(0, abs=0.02)
     assert float(noise.std()) == pytest.approx(1, abs=0.02)
 
@@ -110,7 +110,7 @@ def test_latents_can_be_the_posteriors_mean(tmp_path):
     method, _ = unet_method(tmp_path, pictures=1, latents="mean")
     mean = method._moments[0].float().chunk(2)[0]
     for position in range(3):
-        assert torch.equal(method._sample(position)["latents"], mean * 0.5)
+        assert torch.equal(method.batch([position])["latents"][0], mean * 0.5)
 
 
 def test_latents_and_offset_leave_the_other_draws_as_they_are(tmp_path):
@@ -118,8 +118,8 @@ def test_latents_and_offset_leave_the_other_draws_as_they_are(tmp_path):
     plain, _ = unet_method(tmp_path)
     changed, _ = unet_method(tmp_path, latents="mean", offset_noise=0.3)
     for position in range(20):
-        one, other = plain._sample(position), changed._sample(position)
-        offset = other["noise"] - one["noise"]
+        one, other = plain.batch([position]), changed.batch([position])
+        offset = other["noise"][0] - one["noise"][0]
         assert torch.allclose(offset, offset[:, :1, :1].expand_as(offset), atol=1e-6)
         assert torch.equal(one["timesteps"], other["timesteps"])
         assert torch.equal(one["text"], other["text"])
@@ -129,12 +129,8 @@ def test_offset_noise_has_the_configured_deviation(tmp_path):
     """One draw a sample and channel, independent of the others."""
     plain, _ = unet_method(tmp_path)
     changed, _ = unet_method(tmp_path, offset_noise=0.3)
-    offsets = torch.stack(
-        [
-            (changed._sample(position)["noise"] - plain._sample(position)["noise"]).mean((1, 2))
-            for position in range(1500)
-        ]
-    )
+    noises = [method.batch(range(1500))["noise"] for method in (plain, changed)]
+    offsets = (noises[1] - noises[0]).mean((2, 3))
     assert torch.allclose(offsets.mean(0), torch.zeros(4), atol=0.03)
     assert torch.allclose(offsets.std(0), torch.full((4,), 0.3), atol=0.02)
     assert torch.allclose(torch.corrcoef(offsets.T), torch.eye(4), atol=0.1)
@@ -194,7 +190,7 @@ def test_logit_normal_timesteps_stay_stratified(mean, scale, tmp_path):
     """Any window of 200 positions has 10 +- 3 timesteps in each twentieth of the distribution."""
     options = {"timesteps": "logit_normal", "timestep_mean": mean, "timestep_scale": scale}
     method, _ = unet_method(tmp_path, **options)
-    drawn = [int(method._sample(position)["timesteps"]) for position in range(600)]
+    drawn = [int(method.batch([position])["timesteps"][0]) for position in range(600)]
     logits = [math.log((t + 0.5) / (999.5 - t)) for t in drawn]
     quantiles = torch.tensor([NormalDist(mean, scale).cdf(logit) for logit in logits])
     for start in (0, 111, 400):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.theory import diffusion, variational
 from ldm_toolkit.training import objectives
+from ldm_toolkit.training.cache import Rows, rows_at
 from ldm_toolkit.training.config import UNetConfig
 from ldm_toolkit.training.rng import AlternatingIndex, PermutationIndex, generator, uniform
 
@@ -104,7 +105,7 @@ class _UNetStep(nn.Module):
 
 
 class UNetMethod(ABC):
-    """Trains the UNet, or something beside it, on cached latent moments and text embeddings.
+    """Trains the UNet, or something beside it, on latent moments and text embeddings.
 
     ``moments[i]`` is (8, h, w): mean and log variance of the VAE's posterior of picture i.
     ``embeddings`` is (M, T, D), row 0 the empty caption, or token ids (M, T) where there is an
@@ -146,14 +147,14 @@ class UNetMethod(ABC):
         unet: UNet2DConditionModel,
         config: UNetConfig,
         *,
-        moments: Tensor | Sequence[Tensor],
-        embeddings: Tensor,
+        moments: Rows,
+        embeddings: Rows,
         caption_rows: Sequence[Sequence[int]],
         scaling_factor: float,
         scheduler_config: dict,
         encoder: Any = None,
         instances: int | None = None,
-        masks: Tensor | Sequence[Tensor] | None = None,
+        masks: Rows | None = None,
         index: Callable[[int], int] | None = None,
     ) -> None:
         from diffusers import DDPMScheduler
@@ -197,16 +198,27 @@ class UNetMethod(ABC):
 
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Latents drawn from the posterior, noise, stratified timesteps and text."""
-        samples = [self._sample(position) for position in positions]
+        indices = [self._index(position) for position in positions]
+        rows = [self._caption_row(*where) for where in zip(positions, indices, strict=True)]
+        given = rows_at(self._moments, indices), rows_at(self._embeddings, rows)
+        samples = [self._sample(*one) for one in zip(positions, indices, *given, strict=True)]
         columns = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
         columns["alpha_bar"] = self._alphas_cumprod[columns["timesteps"]]
         return columns
 
-    def _sample(self, position: int) -> dict[str, Tensor]:
+    def _caption_row(self, position: int, index: int) -> int:
+        """The row of one of the captions of picture ``index``, or of the empty one."""
+        seed, rows = self._config.seed, self._rows[index]
+        if uniform(seed, "dropout", position) < self._config.caption_dropout:
+            return 0
+        return rows[int(uniform(seed, "caption", position) * len(rows))]
+
+    def _sample(
+        self, position: int, index: int, moments: Tensor, text: Tensor
+    ) -> dict[str, Tensor]:
         seed = self._config.seed
         rng = generator(seed, "noise", position)
-        index = self._index(position)
-        mean, log_variance = self._moments[index].float().chunk(2)
+        mean, log_variance = moments.float().chunk(2)
         draw = torch.randn(mean.shape, generator=rng)
         if self._config.latents == "mean":
             draw = torch.zeros_like(draw)
@@ -215,11 +227,6 @@ class UNetMethod(ABC):
         if self._config.offset_noise > 0:
             offset = torch.randn(len(mean), 1, 1, generator=rng)
             noise = diffusion.offset_noise(noise, offset, self._config.offset_noise)
-        rows = self._rows[index]
-        row = rows[int(uniform(seed, "caption", position) * len(rows))]
-        if uniform(seed, "dropout", position) < self._config.caption_dropout:
-            row = 0
-        text = self._embeddings[row]
         sample = {
             "latents": latents,
             "noise": noise,
