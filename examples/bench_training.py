@@ -67,7 +67,7 @@ def main() -> None:
     """Run the cases and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("storybook", "sd15"), help="one of the two models")
-    parser.add_argument("--rounds", type=int, default=5, help="turns a contender (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns a contender (default: 3)")
     parser.add_argument("--steps", type=int, help="steps a turn (default: 4; 1 where large)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--float32", action="store_true", help="instead of bfloat16 autocast")

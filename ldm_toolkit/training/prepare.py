@@ -210,16 +210,18 @@ def moments(
     """
     vae = load_network(AutoencoderKL, vae_folder).eval()
     model = cache.module_hash(vae)
-    vae.to(accelerator.device)
+    vae.to(accelerator.device, memory_format=torch.channels_last)  # convolutions are faster so
     keys = [f"{source.fingerprint} {model} {accelerator.mixed_precision}" for source in sources]
     told = hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
     @torch.inference_mode()
     def encode(places: Sequence[_Place]) -> Tensor:
         pixels = torch.stack([pil_to_pixels(source.image(index)) for source, index in places])
+        # A CPU takes half as long for one picture at a time, which its caches hold.
+        parts = pixels.split(1 if accelerator.device.type == "cpu" else len(pixels))
         with accelerator.autocast():  # not around the cache: CPUs cannot join float16 in it
-            posterior = vae.encode(pixels.to(accelerator.device)).latent_dist
-        return posterior.parameters.clamp(-30.0, 20.0).cpu()
+            found = [vae.encode(part.to(accelerator.device)).latent_dist for part in parts]
+        return torch.cat([one.parameters for one in found]).clamp(-30.0, 20.0).cpu()
 
     return _rows(sources, folder, keys, "latents", encode), vae.config.scaling_factor, told
 
