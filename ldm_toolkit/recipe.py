@@ -6,7 +6,6 @@ resolved into a frozen ``Recipe``; only recipes run. Level 1: no torch.
 
 import dataclasses
 import json
-import math
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 
 from ldm_toolkit.errors import UserError, suggestion
 from ldm_toolkit.infotext import infotext
-from ldm_toolkit.values import number_problem, range_problem, text_problem
+from ldm_toolkit.values import number_problem, range_problem, strict_json, text_problem
 
 __all__ = [
     "MAX_SEED",
@@ -197,7 +196,7 @@ class Recipe:
         if len(text) > _MAX_JSON:
             raise UserError(f"the recipe has {len(text)} characters; at most {_MAX_JSON} are read")
         try:
-            data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+            data = strict_json(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"the recipe is not JSON: {error}") from error
         if not isinstance(data, dict):
@@ -375,19 +374,8 @@ def _recipe_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text:.40} is too large")
-    return value
-
-
 def _is_deep(data: object, level: int = 0) -> bool:
     if level > _MAX_DEPTH:
         return True
     inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
     return any(_is_deep(one, level + 1) for one in inner)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number that JSON knows")
