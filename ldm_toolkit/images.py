@@ -53,6 +53,9 @@ RECIPE_KEY = "ldm_toolkit"
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
+# The texts of a PNG that are read here.
+_READ = (RECIPE_KEY.encode(), b"XML:com.adobe.xmp")
+
 # The longest side that a format can hold.
 _MAX_SIDES = {"png": 2**31 - 1, "webp": 16_383, "jpg": 65_500}
 
@@ -296,6 +299,7 @@ def _opened(data: bytes, path: str | Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF is common and harmless
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            data = metadata.without_notes(data, _READ)
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_header(image, path)
                 yield image
