@@ -108,7 +108,10 @@ class ModelDefaults:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Everything beside the options that decides a picture's bits: model, machine, versions."""
+    """Everything beside the options that decides a picture's bits: model, machine, versions.
+
+    ``vae_tiling`` None: the picture's size decides.
+    """
 
     scheduler_config: dict[str, Any]
     model: dict[str, Any]
@@ -121,6 +124,7 @@ class Execution:
     attention: str
     versions: dict[str, str]
     compile: bool = False
+    vae_tiling: bool | None = None
     loras: list[dict[str, Any]] = field(default_factory=list)
     embeddings: list[dict[str, Any]] = field(default_factory=list)
 
@@ -257,6 +261,9 @@ def resolve(
         )
     if problems:
         raise UserError("; ".join(problems))
+    machine = {item.name: getattr(execution, item.name) for item in dataclasses.fields(execution)}
+    if execution.vae_tiling is None:
+        machine["vae_tiling"] = width * height > TILED_FROM
     rescale = options.guidance_rescale
     start, stop = options.guidance_interval
     return Recipe(
@@ -276,8 +283,7 @@ def resolve(
         image_sha256=inputs.image_sha256,
         mask_sha256=inputs.mask_sha256,
         latents_sha256=inputs.latents_sha256,
-        vae_tiling=width * height > TILED_FROM,
-        **{item.name: getattr(execution, item.name) for item in dataclasses.fields(execution)},
+        **machine,
     )
 
 
