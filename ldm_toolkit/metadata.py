@@ -19,6 +19,7 @@ __all__ = [
     "JPEG_SEGMENT",
     "comment_exif",
     "insert_segments",
+    "jpeg_sha256",
     "jpeg_xmp",
     "recipe_in_xmp",
     "without_notes",
@@ -74,10 +75,21 @@ def jpeg_xmp(recipe: str | None) -> tuple[bytes, list[bytes]]:
 
 def insert_segments(jpeg: bytes, segments: Sequence[bytes]) -> bytes:
     """A JPEG file with further application segments behind those that it has."""
-    end = 2
-    while jpeg[end] == 0xFF and 0xE0 <= jpeg[end + 1] <= 0xEF:
-        end += 2 + struct.unpack_from(">H", jpeg, end + 2)[0]
+    end = _behind_segments(jpeg)
     return b"".join([jpeg[:end], *segments, jpeg[end:]])
+
+
+def jpeg_sha256(jpeg: bytes) -> str:
+    """SHA-256 of a JPEG file behind its application segments: of the picture, not what it says."""
+    return hashlib.sha256(memoryview(jpeg)[_behind_segments(jpeg) :]).hexdigest()
+
+
+def _behind_segments(jpeg: bytes) -> int:
+    """Where the application segments at the beginning of a JPEG file end."""
+    end = 2
+    while len(jpeg) > end + 3 and jpeg[end] == 0xFF and 0xE0 <= jpeg[end + 1] <= 0xEF:
+        end += 2 + struct.unpack_from(">H", jpeg, end + 2)[0]
+    return end
 
 
 def recipe_in_xmp(packet: bytes, segments: Sequence[bytes] = ()) -> str | None:

@@ -143,9 +143,10 @@ class Inputs:
 class Recipe:
     """Everything that makes one picture again; plain data, safe to read from a stranger's file.
 
-    ``model`` holds name, revision and sha256 of the weights. ``pixels_sha256`` is the hash of the
-    finished picture's RGB pixels, None before it exists; the other hashes are of inputs, None
-    where there was none. ``vae_slicing``: the VAE took one picture at a time, as it always does.
+    ``model`` holds name, revision and hashes. ``pixels_sha256`` is the hash of the finished
+    picture's RGB pixels, None before it exists, ``encoded_sha256`` that of what a JPEG makes of
+    them; the other hashes are of inputs, None where there was none. ``vae_slicing``: the VAE took
+    one picture at a time, as it always does.
     Raises UserError for wrong types.
     """
 
@@ -182,6 +183,7 @@ class Recipe:
     loras: list[dict[str, Any]] = field(default_factory=list)
     embeddings: list[dict[str, Any]] = field(default_factory=list)
     pixels_sha256: str | None = None
+    encoded_sha256: str | None = field(default=None, compare=False)  # the file's, not the picture's
 
     def __post_init__(self) -> None:
         if isinstance(self.guidance_interval, list):  # JSON knows no tuple
@@ -372,7 +374,8 @@ def _recipe_problems(recipe: Recipe) -> list[str]:
         value = getattr(recipe, name)
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             problems.append(f"{name} must be a list of objects")
-    for name in ("image_sha256", "mask_sha256", "latents_sha256", "pixels_sha256"):
+    hashes = ("image", "mask", "latents", "pixels", "encoded")
+    for name in (f"{what}_sha256" for what in hashes):
         value = getattr(recipe, name)
         is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
         if value is not None and not is_hash:
