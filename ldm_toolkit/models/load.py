@@ -90,7 +90,11 @@ def load_components(
         reading: dict[str, Any] = {"variant": variant, "allow_pickle": allow_pickle}
         if hub:
             fetched = fetch_model(str(model), revision=revision, offline=offline, **reading)
-            opened = _open_folder(fetched.folder, **places, **reading)
+            try:
+                opened = _open_folder(fetched.folder, **places, **reading)
+            except ModelError as error:
+                cached = fetched.folder.parent.parent
+                raise ModelError(f"{model}: {error}; the hub's cache has it in {cached}") from error
             opened = dataclasses.replace(opened, name=str(model), revision=fetched.commit)
         else:
             opened = _open_folder(find_model(model), **places, **reading)

@@ -344,6 +344,16 @@ class TestOffline:
         with pytest.raises(ModelError, match=f"lacks {UNET}"):
             load_components("owner/name", device="cpu", dtype="float32", offline=True)
 
+    @pytest.mark.parametrize("name", [UNET, "unet/config.json", "tokenizer/vocab.json"])
+    def test_damaged_cache(self, name: str, hub: Hub, cache: Path) -> None:
+        file = fetch_model("owner/name").folder / name
+        file.resolve().write_bytes(file.read_bytes()[:40])
+        with pytest.raises(ModelError) as caught:
+            load_components("owner/name", device="cpu", dtype="float32", offline=True)
+        assert_explained(caught, Path(name).name)
+        if name == UNET:
+            assert str(cache / "models--owner--name") in str(caught.value)
+
     @pytest.mark.parametrize("revision", [None, "v1", COMMIT])
     def test_empty_cache(
         self, revision: str | None, cache: Path, no_sockets: Callable[[], None]
