@@ -28,7 +28,7 @@ from ldm_toolkit.models.identity import (
 )
 from ldm_toolkit.models.networks import build_network, read_weights
 from ldm_toolkit.models.single_file import Description, check_single_file, describe, is_single_file
-from ldm_toolkit.models.tokenizer import file_tokenizer, load_tokenizer
+from ldm_toolkit.models.tokenizer import file_tokenizer, load_tokenizer, tokenizer_sha256
 from ldm_toolkit.recipe import ModelDefaults
 
 __all__ = ["bundled_models", "load_components"]
@@ -210,7 +210,7 @@ def _load(
         tokenizer=tokenizer,
         **networks,
         scheduler_config=dict(configs["scheduler"]),
-        identity=ModelIdentity(opened.name, opened.revision, sha256),
+        identity=ModelIdentity(opened.name, opened.revision, sha256, tokenizer_sha256(tokenizer)),
         defaults=_defaults(opened, configs, opened.name),
         memory_format=memory_format,
         attention=attention,
