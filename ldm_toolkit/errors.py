@@ -14,17 +14,31 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "LIBRARY_ERRORS",
     "CannotWrite",
     "InputError",
     "LdmToolkitError",
     "ModelError",
     "NumericalError",
     "UserError",
+    "first_line",
     "is_out_of_memory",
     "listed",
     "suggestion",
 ]
 
+# What the libraries raise at configurations and files that make no sense.
+LIBRARY_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 # Names of a long list that a message shows.
 _SHOWN = 5
 # What CPython says of C code that failed and raised nothing.
@@ -92,3 +106,9 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "not enough memory" in text
         or "could not create a primitive" in text  # oneDNN's words for it
     )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error of another library, with its type when there is no text."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -1,5 +1,7 @@
 """What the machine computes well: device, dtype, memory format. Changes modules, never the loop."""
 
+import functools
+import importlib.metadata
 import os
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -20,6 +22,7 @@ __all__ = [
     "native_bf16",
     "set_attention",
     "threads_per_process",
+    "versions",
 ]
 
 ATTENTION = ("sdpa", "sliced", "xformers")
@@ -98,6 +101,18 @@ def _automatic_dtype(device: torch.device) -> torch.dtype:
 def cpu_capability() -> str:
     """The instruction set torch dispatches to: it decides the bits of a picture."""
     return str(torch.backends.cpu.get_cpu_capability())
+
+
+@functools.cache
+def versions() -> tuple[tuple[str, str], ...]:
+    """Name and version of the packages that compute a picture, as recipes hold them."""
+    from ldm_toolkit import __version__
+
+    others = ("torch", "diffusers", "transformers", "peft", "compel")
+    return (
+        ("ldm_toolkit", __version__),
+        *((name, importlib.metadata.version(name)) for name in others),
+    )
 
 
 def threads_per_process(local: int = 1) -> int:

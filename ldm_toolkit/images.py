@@ -33,6 +33,7 @@ __all__ = [
     "decode_image",
     "image_bytes",
     "is_lossy",
+    "is_untouched",
     "open_image",
     "picture_bytes",
     "pixels_sha256",
@@ -52,6 +53,9 @@ RECIPE_KEY = "ldm_toolkit"
 """Keyword of the PNG text chunk that holds the recipe as JSON."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
+
+# The texts of a PNG that are read here.
+_READ = (RECIPE_KEY.encode(), b"XML:com.adobe.xmp")
 
 # The longest side that a format can hold.
 _MAX_SIDES = {"png": 2**31 - 1, "webp": 16_383, "jpg": 65_500}
@@ -91,8 +95,8 @@ def image_bytes(image: Image.Image, recipe: Recipe | None = None, *, format: str
 
     ``format`` is png, webp (both lossless) or jpg (quality 95, full colour resolution). Without a
     recipe the file says nothing but that a model made it. Equal pictures with equal recipes give
-    equal bytes. The hash in the recipe is that of the pixels before encoding. Raises UserError for
-    another format or a side too long for it.
+    equal bytes. ``pixels_sha256`` in the recipe is of the pixels before encoding. Raises UserError
+    for another format or a side too long for it.
     """
     if format not in _MAX_SIDES:
         raise UserError(f"format must be one of {', '.join(_MAX_SIDES)}, not {format!r:.80}")
@@ -103,8 +107,13 @@ def image_bytes(image: Image.Image, recipe: Recipe | None = None, *, format: str
     image.info = {}
     text = parameters = None
     if recipe is not None:
-        if recipe.pixels_sha256 is None:
-            recipe = dataclasses.replace(recipe, pixels_sha256=pixels_sha256(image))
+        recipe = dataclasses.replace(
+            recipe,
+            pixels_sha256=recipe.pixels_sha256 or pixels_sha256(image),
+            encoded_sha256=(
+                metadata.jpeg_sha256(_jpeg(image, None, None)) if format == "jpg" else None
+            ),
+        )
         text = _ascii_json(recipe.to_json())
         parameters = _plain_text(recipe.parameters_text())
     return {"png": _png, "webp": _webp, "jpg": _jpeg}[format](image, text, parameters)
@@ -226,6 +235,18 @@ def is_lossy(path: str | Path) -> bool:
         return image.format in ("JPEG", "MPO")
 
 
+def is_untouched(path: str | Path, recipe: Recipe) -> bool:
+    """Whether the pixels in a picture's file are those that the recipe in it was written with.
+
+    A JPEG without a hash of its own cannot say, and counts as touched. Raises InputError.
+    """
+    data = picture_bytes(path)
+    image = decode_image(data, path)
+    if recipe.encoded_sha256 is not None:
+        return metadata.jpeg_sha256(data) == recipe.encoded_sha256
+    return pixels_sha256(image) == recipe.pixels_sha256
+
+
 def pixels_sha256(image: Image.Image) -> str:
     """SHA-256 of the RGB bytes, row by row: the same before saving and after loading."""
     return sha256_bytes(image.convert("RGB").tobytes())
@@ -296,6 +317,7 @@ def _opened(data: bytes, path: str | Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF is common and harmless
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            data = metadata.without_notes(data, _READ)
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_header(image, path)
                 yield image

@@ -21,7 +21,7 @@ from ldm_toolkit.files import (
     remove_leftovers,
     write_atomic,
 )
-from ldm_toolkit.images import open_image, pixels_sha256, read_recipe, save_image
+from ldm_toolkit.images import is_untouched, open_image, read_recipe, save_image
 from ldm_toolkit.promptfile import Row
 from ldm_toolkit.recipe import MAX_SEED, Recipe
 from ldm_toolkit.tokens import chunk_prompt
@@ -188,11 +188,11 @@ def finished_job(job: Job, sha256: str) -> list[Done] | None:
             return None
         found.append((index, recipe))
     manifest = job.folder / MANIFEST
-    _repair(manifest)
+    _repair(manifest, job)
     remove_leftovers(job.folder)
-    listed = _listed(manifest)
+    listed = _listed(manifest, job)
     for index, recipe in found:
-        if index not in listed:
+        if listed.get(index) != _entry(job, index, recipe):
             _append(manifest, job, index, recipe)
     _merge(job, 1)
     return [Done(index, job.path(index), recipe, found=True) for index, recipe in found]
@@ -206,10 +206,10 @@ def run_job(pipe: "LatentPipeline", job: Job, *, rank: int = 0, world: int = 1) 
     ``world`` takes every world-th group.
     """
     own = job.folder / (MANIFEST if world == 1 else f"manifest-{rank}-of-{world}.jsonl")
-    _repair(own)
+    _repair(own, job)
     if world == 1:  # other processes of the job may be in the middle of a file
         remove_leftovers(job.folder)
-    listed = _listed(own)
+    listed = _listed(own, job)
     for group in _groups(pipe, job)[rank::world]:
         missing = []
         for index in group:
@@ -217,7 +217,7 @@ def run_job(pipe: "LatentPipeline", job: Job, *, rank: int = 0, world: int = 1) 
             if recipe is None:
                 missing.append(index)
                 continue
-            if index not in listed:
+            if listed.get(index) != _entry(job, index, recipe):
                 _append(own, job, index, recipe)
             yield Done(index, job.path(index), recipe, found=True)
         if not missing:
@@ -276,8 +276,8 @@ def _complete(sha256: str, job: Job, index: int) -> Recipe | None:
     if not path.exists():
         return None
     try:
-        recipe, image = read_recipe(path), open_image(path)
-        whole = job.format == "jpg" or pixels_sha256(image) == recipe.pixels_sha256
+        recipe = read_recipe(path)
+        whole = is_untouched(path, recipe)
     except UserError:
         return None
     fits = recipe.batch_size <= job.batch_size  # less where memory ran out
@@ -296,17 +296,20 @@ def _is_of(recipe: Recipe, row: Row) -> bool:
     )
 
 
-def _repair(manifest: Path) -> None:
-    """Cut off the line that a kill left half written."""
-    if manifest.exists():
-        data = manifest.read_bytes()
-        end = data.rfind(b"\n") + 1
-        if 0 < end < len(data):
-            os.truncate(manifest, end)
+def _repair(manifest: Path, job: Job) -> None:
+    """Cut off the line that a kill left half written; the job's first line stays."""
+    if not manifest.exists():
+        return
+    data = manifest.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end == 0 and manifest.name == MANIFEST:
+        write_atomic(manifest, _line(job.header))
+    elif end < len(data):
+        os.truncate(manifest, end)
 
 
-def _listed(manifest: Path) -> dict[int, bytes]:
-    """The lines about pictures in a manifest, by row."""
+def _listed(manifest: Path, job: Job) -> dict[int, bytes]:
+    """The lines about the job's pictures in a manifest, by row."""
     lines = {}
     if manifest.exists():
         for line in manifest.read_bytes().splitlines(keepends=True):
@@ -314,13 +317,13 @@ def _listed(manifest: Path) -> dict[int, bytes]:
                 index = json.loads(line)["index"]
             except (ValueError, KeyError, TypeError):  # the first line, or damage
                 continue
-            if type(index) is int and line.endswith(b"\n"):
+            if type(index) is int and 0 <= index < len(job.rows) and line.endswith(b"\n"):
                 lines[index] = line
     return lines
 
 
-def _append(manifest: Path, job: Job, index: int, recipe: Recipe) -> None:
-    """Name a finished picture; the line is on the disk before the next picture begins."""
+def _entry(job: Job, index: int, recipe: Recipe) -> bytes:
+    """The line about a finished picture."""
     value = {
         "index": index,
         "file": job.path(index).name,
@@ -328,9 +331,14 @@ def _append(manifest: Path, job: Job, index: int, recipe: Recipe) -> None:
         "seed": recipe.seed,
         "pixels_sha256": recipe.pixels_sha256,
     }
+    return _line(value)
+
+
+def _append(manifest: Path, job: Job, index: int, recipe: Recipe) -> None:
+    """Name a finished picture; the line is on the disk before the next picture begins."""
     try:
         with open(manifest, "ab") as file:
-            file.write(_line(value))
+            file.write(_entry(job, index, recipe))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -341,9 +349,9 @@ def _merge(job: Job, world: int) -> None:
     """The manifest in the order of the rows, once every row of every process is named in one."""
     manifest = job.folder / MANIFEST
     parts = [job.folder / f"manifest-{rank}-of-{world}.jsonl" for rank in range(world)]
-    lines = _listed(manifest)
+    lines = _listed(manifest, job)
     for part in parts if world > 1 else ():
-        lines |= _listed(part)
+        lines |= _listed(part, job)
     if len(lines) < len(job.rows):
         return
     ordered = [lines[index] for index in sorted(lines)]

@@ -2,53 +2,56 @@
 
 A picture has the bits that it would have alone at the same batch size: the UNet sees it beside
 pictures whose prompts have as many chunks, in parts that are filled up, and everything else takes
-one picture at a time. Where memory runs out the parts become smaller, and the recipe says so.
+one picture at a time. Where memory runs out the run begins anew with smaller parts, so that a whole
+picture was computed in the way that its recipe names.
 """
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
 
-from ldm_toolkit.denoise import Predict, StepInfo
+from ldm_toolkit.denoise import Predict, Step, StepInfo
 from ldm_toolkit.errors import is_out_of_memory
+from ldm_toolkit.latents import latents_to_pil
+from ldm_toolkit.models.components import Components
 from ldm_toolkit.prompts import Conditioning
 
 __all__ = ["Room"]
 
 _log = logging.getLogger(__name__)
 
-# Inpainting mask and picture (or None), then what Predict takes.
+# The networks, inpainting mask and picture (or None), then what Predict takes.
 PredictBeside = Callable[
-    [torch.Tensor | None, torch.Tensor, torch.Tensor, Conditioning, StepInfo], torch.Tensor
+    [Components, torch.Tensor | None, torch.Tensor, torch.Tensor, Conditioning, StepInfo],
+    torch.Tensor,
 ]
-
-
-class Decode(Protocol):
-    """Latents (B, C, h, w) -> pictures, in tiles or whole."""
-
-    def __call__(self, latents: torch.Tensor, *, tiled: bool) -> list[Image.Image]:
-        """Decode."""
-        ...
 
 
 class Room:
     """What a run computes at once; out of memory makes it less, step by step.
 
     First the batch is halved down to one picture, then attention is sliced; the VAE goes over to
-    tiles. ``slice_attention`` changes the networks and answers whether that was still to do.
+    tiles. ``sliced`` gives the same networks with sliced attention; ``components`` stay as they
+    are, because other runs may use them.
     """
 
     def __init__(
-        self, batch_size: int, *, tiled: bool, decode: Decode, slice_attention: Callable[[], bool]
+        self,
+        components: Components,
+        batch_size: int,
+        *,
+        tiled: bool,
+        sliced: Callable[[Components], Components],
     ) -> None:
+        self._components = components
         self._together = batch_size
         self._tiled = tiled
-        self._decode = decode
-        self._slice_attention = slice_attention
+        self._sliced = sliced
         self._changes: dict[str, Any] = {}
 
     @property
@@ -56,8 +59,23 @@ class Room:
         """The fields of the recipe that came out otherwise than was planned."""
         return dict(self._changes)
 
+    def steps(self, steps: Iterator[Step], again: Callable[[], Iterator[Step]]) -> Iterator[Step]:
+        """The steps of a run that uses ``fitted``; ``again`` begins it anew.
+
+        Where memory runs out, the steps that were yielded already are only computed again: those
+        before that with more memory would have other last bits.
+        """
+        yielded = 0
+        while True:
+            with _unless_out_of_memory(self._shrink):
+                for step in itertools.islice(steps, yielded, None):
+                    yielded += 1
+                    yield step
+                return
+            steps = again()
+
     def fitted(self, predict: PredictBeside, beside: torch.Tensor | None) -> Predict:
-        """The UNet over as many pictures at once as there is memory for."""
+        """The UNet over as many pictures at once as ``steps`` found memory for."""
 
         def over_parts(
             latents: torch.Tensor,
@@ -65,20 +83,19 @@ class Room:
             conditioning: Conditioning,
             step: StepInfo,
         ) -> torch.Tensor:
-            while True:
-                with _unless_out_of_memory(self._shrink):
-                    parts = list(self._parts(conditioning.lengths))
-                    answers = [
-                        predict(
-                            None if beside is None else beside[part],
-                            latents[part],
-                            timestep,
-                            conditioning.part(part),
-                            step,
-                        )
-                        for part in parts
-                    ]
-                    return _joined(answers, parts, step.guided)
+            parts = list(self._parts(conditioning.lengths))
+            answers = [
+                predict(
+                    self._components,
+                    None if beside is None else beside[part],
+                    latents[part],
+                    timestep,
+                    conditioning.part(part),
+                    step,
+                )
+                for part in parts
+            ]
+            return _joined(answers, parts, step.guided)
 
         return over_parts
 
@@ -86,7 +103,7 @@ class Room:
         """The pictures of latents (B, C, h, w)."""
         while True:
             with _unless_out_of_memory(self._tile):
-                return self._decode(latents, tiled=self._tiled)
+                return latents_to_pil(latents, self._components, tiled=self._tiled)
 
     def _parts(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Rows that go together: prompts of one length; a part that is not full repeats a row."""
@@ -101,11 +118,12 @@ class Room:
         if self._together > 1:
             self._together = -(-self._together // 2)
             self._changes["batch_size"] = self._together
-            _log.warning("out of memory; going on with a batch of %d (%s)", self._together, reason)
+            _log.warning("out of memory; again in batches of %d (%s)", self._together, reason)
             return True
-        if self._slice_attention():
+        if self._components.attention != "sliced":
+            self._components = self._sliced(self._components)
             self._changes["attention"] = "sliced"
-            _log.warning("out of memory; going on with sliced attention (%s)", reason)
+            _log.warning("out of memory; again with sliced attention (%s)", reason)
             return True
         return False
 

@@ -19,8 +19,10 @@ __all__ = [
     "JPEG_SEGMENT",
     "comment_exif",
     "insert_segments",
+    "jpeg_sha256",
     "jpeg_xmp",
     "recipe_in_xmp",
+    "without_notes",
     "xmp_packet",
 ]
 
@@ -41,6 +43,8 @@ _ORIGIN = (
 
 _STANDARD = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _EXTENSION_HEAD = len(_EXTENSION) + 32 + 8  # name, GUID, whole length and offset
 
 
@@ -71,10 +75,21 @@ def jpeg_xmp(recipe: str | None) -> tuple[bytes, list[bytes]]:
 
 def insert_segments(jpeg: bytes, segments: Sequence[bytes]) -> bytes:
     """A JPEG file with further application segments behind those that it has."""
-    end = 2
-    while jpeg[end] == 0xFF and 0xE0 <= jpeg[end + 1] <= 0xEF:
-        end += 2 + struct.unpack_from(">H", jpeg, end + 2)[0]
+    end = _behind_segments(jpeg)
     return b"".join([jpeg[:end], *segments, jpeg[end:]])
+
+
+def jpeg_sha256(jpeg: bytes) -> str:
+    """SHA-256 of a JPEG file behind its application segments: of the picture, not what it says."""
+    return hashlib.sha256(memoryview(jpeg)[_behind_segments(jpeg) :]).hexdigest()
+
+
+def _behind_segments(jpeg: bytes) -> int:
+    """Where the application segments at the beginning of a JPEG file end."""
+    end = 2
+    while len(jpeg) > end + 3 and jpeg[end] == 0xFF and 0xE0 <= jpeg[end + 1] <= 0xEF:
+        end += 2 + struct.unpack_from(">H", jpeg, end + 2)[0]
+    return end
 
 
 def recipe_in_xmp(packet: bytes, segments: Sequence[bytes] = ()) -> str | None:
@@ -105,6 +120,23 @@ def comment_exif(text: str) -> bytes:
     # the standard asks.
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = [bytearray(comment)]
     return exif.tobytes()
+
+
+def without_notes(data: bytes, keywords: Sequence[bytes]) -> bytes:
+    """A PNG without colour profile and without texts but of these keywords; other data as they are.
+
+    Pillow unpacks them all and refuses the picture where one is large, as a workflow of ComfyUI is.
+    """
+    if not data.startswith(_PNG):
+        return data
+    read = tuple(keyword + b"\0" for keyword in keywords)
+    kept, start = [_PNG], len(_PNG)
+    while start + 12 <= len(data):  # length, kind, content, checksum
+        end = start + 12 + struct.unpack_from(">I", data, start)[0]
+        if data[start + 4 : start + 8] not in _NOTES or data.startswith(read, start + 8):
+            kept.append(data[start:end])
+        start = end
+    return b"".join([*kept, data[start:]])
 
 
 def _wrapped(attributes: str, recipe: str | None = None) -> str:

@@ -15,7 +15,7 @@ from ldm_toolkit.given import prompt_list
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.recipe import ModelDefaults
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "predict"]
 
 
 class Parts:
@@ -46,7 +46,7 @@ class Parts:
         ``latents`` are as ``scheduler.scale_model_input`` gives them. For a v-prediction model the
         answer is v.
         """
-        return self._unet(latents, timestep, embeddings).float()
+        return _unet(self.components, latents, timestep, embeddings).float()
 
     def add_noise(
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
@@ -72,31 +72,35 @@ class Parts:
         """Latents (B, C, h, w) as RGB pictures."""
         return latents_.latents_to_pil(latents, self.components)
 
-    @torch.no_grad()
-    def _unet(
-        self, latents: torch.Tensor, timestep: torch.Tensor | float, embeddings: torch.Tensor
-    ) -> torch.Tensor:
-        """One UNet evaluation in the model's dtype and memory format."""
-        components = self.components
-        model_input = latents.to(components.device, components.dtype)
-        if components.memory_format == "channels_last":
-            model_input = model_input.contiguous(memory_format=torch.channels_last)
-        embeddings = embeddings.to(components.device, components.dtype)
-        if not isinstance(timestep, torch.Tensor):  # a compiled network is made anew for a number
-            timestep = torch.tensor(timestep, device=components.device)
-        with explained():
-            prediction = components.unet(model_input, timestep, embeddings, return_dict=False)[0]
-        return prediction.contiguous()
 
-    def _predict(
-        self,
-        beside: torch.Tensor | None,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        conditioning: prompts_.Conditioning,
-        step: StepInfo,
-    ) -> torch.Tensor:
-        """The UNet as the loop wants it: both halves in one batch when guided."""
-        seen = latents if beside is None else torch.cat([latents, beside], dim=1)
-        doubled = torch.cat([seen, seen]) if step.guided else seen
-        return self._unet(doubled, timestep, conditioning.batch(step.guided))
+def predict(
+    components: Components,
+    beside: torch.Tensor | None,
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    conditioning: prompts_.Conditioning,
+    step: StepInfo,
+) -> torch.Tensor:
+    """The UNet as the loop wants it: both halves in one batch when guided."""
+    seen = latents if beside is None else torch.cat([latents, beside], dim=1)
+    doubled = torch.cat([seen, seen]) if step.guided else seen
+    return _unet(components, doubled, timestep, conditioning.batch(step.guided))
+
+
+@torch.no_grad()
+def _unet(
+    components: Components,
+    latents: torch.Tensor,
+    timestep: torch.Tensor | float,
+    embeddings: torch.Tensor,
+) -> torch.Tensor:
+    """One UNet evaluation in the model's dtype and memory format."""
+    model_input = latents.to(components.device, components.dtype)
+    if components.memory_format == "channels_last":
+        model_input = model_input.contiguous(memory_format=torch.channels_last)
+    embeddings = embeddings.to(components.device, components.dtype)
+    if not isinstance(timestep, torch.Tensor):  # a compiled network is made anew for a number
+        timestep = torch.tensor(timestep, device=components.device)
+    with explained():
+        prediction = components.unet(model_input, timestep, embeddings, return_dict=False)[0]
+    return prediction.contiguous()

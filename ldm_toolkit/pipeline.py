@@ -4,8 +4,6 @@ A pipeline holds models and nothing that a call changes, so two streams can run 
 """
 
 import dataclasses
-import functools
-import importlib.metadata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +16,17 @@ from ldm_toolkit import latents as latents_
 from ldm_toolkit import prompts as prompts_
 from ldm_toolkit import schedulers
 from ldm_toolkit.compilation import compile_networks
-from ldm_toolkit.denoise import denoise
+from ldm_toolkit.denoise import Step, denoise
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.given import Given
 from ldm_toolkit.guidance import Guidance
-from ldm_toolkit.hardware import cpu_capability, set_attention
+from ldm_toolkit.hardware import cpu_capability, set_attention, versions
 from ldm_toolkit.memory import Room
 from ldm_toolkit.models import adapters, exchange
-from ldm_toolkit.models.components import Components
+from ldm_toolkit.models.components import Components, sharing_copy
 from ldm_toolkit.models.identity import DEFAULT_MODEL, ModelIdentity
 from ldm_toolkit.models.load import load_components
-from ldm_toolkit.parts import Parts
+from ldm_toolkit.parts import Parts, predict
 from ldm_toolkit.recipe import MAX_SEED, Execution, GenerateOptions, Recipe, resolve
 from ldm_toolkit.run import Result, Run
 
@@ -152,6 +150,7 @@ class LatentPipeline(Parts):
         mask: Image.Image | None = None,
         latents: torch.Tensor | None = None,
         batch_size: int | None = None,
+        vae_tiling: bool | None = None,
     ) -> Result:
         """Draw pictures. The keywords are ``GenerateOptions``'; see ``stream``.
 
@@ -184,6 +183,7 @@ class LatentPipeline(Parts):
         mask: Image.Image | None = None,
         latents: torch.Tensor | None = None,
         batch_size: int | None = None,
+        vae_tiling: bool | None = None,
     ) -> Run:
         """The same call as a Run: a loop over Steps outside of the pipeline.
 
@@ -192,7 +192,8 @@ class LatentPipeline(Parts):
         ``image`` is drawn over, as far as ``strength`` says, where ``mask`` is white; it and the
         mask are brought to the pictures' size. ``latents`` (B, C, h, w) take the place of the
         first noise. Fewer pictures than ``batch_size`` are computed as that many, so that they
-        have the bits of a full batch. Raises UserError.
+        have the bits of a full batch. ``vae_tiling``: in tiles or not, where the size does not
+        decide. Raises UserError.
         """
         texts = given_.prompt_list(prompt, images_per_prompt)
         seeds = given_.seed_list(seed, len(texts))
@@ -212,8 +213,8 @@ class LatentPipeline(Parts):
             strength=strength,
         )
         given = Given.of(image, mask, latents)
-        recipes, solver = self._recipes(texts, seeds, options, given, batch_size)
-        return self._run(recipes, solver, given)
+        recipes = self._recipes(texts, seeds, options, given, batch_size, vae_tiling)
+        return self._run(recipes, given)
 
     def interpolate(
         self,
@@ -255,15 +256,15 @@ class LatentPipeline(Parts):
         runs = []
         for at in (left, left + 1):
             asked = dataclasses.replace(shared, prompt=texts[at], seed=seeds[at])
-            runs.append(self._recipes([texts[at]], None, asked, Given(), None))
-        ((first,), solver), ((second,), _) = runs
+            runs += self._recipes([texts[at]], None, asked, Given())
+        first, second = runs
         noise = latents_.slerp(
             self.initial_noise(first.seed, first.width, first.height),
             self.initial_noise(second.seed, second.width, second.height),
             weight,
         )
         conditioning = self._conditioning([first, second]).mix(weight)
-        run = self._run([first], solver, Given(latents=noise), conditioning)
+        run = self._run([first], Given(latents=noise), conditioning)
         for _ in run:
             pass
         return run.result.images[0]
@@ -274,9 +275,10 @@ class LatentPipeline(Parts):
         seeds: list[int] | None,
         options: GenerateOptions,
         given: Given,
-        batch_size: int | None,
-    ) -> tuple[list[Recipe], Any]:
-        """The complete recipe of every picture, and the scheduler that they name, steps set."""
+        batch_size: int | None = None,
+        vae_tiling: bool | None = None,
+    ) -> list[Recipe]:
+        """The complete recipe of every picture."""
         wanted = options.scheduler if options.scheduler is not None else self._defaults.scheduler
         name = schedulers.resolve_name(wanted, classes=True)
         config = self.components.scheduler_config
@@ -285,9 +287,8 @@ class LatentPipeline(Parts):
             raise UserError(f"steps must be at most {most} with {name}, not {options.steps}")
         if options.eta and not schedulers.takes_eta(name):
             raise UserError(f"{name} knows no eta; ddim and tcd do")
-        solver = schedulers.create(name, config)
-        together = given_.batch_of(batch_size, len(texts))
-        execution = self._execution(schedulers.json_config(solver), together)
+        settings = schedulers.json_config(schedulers.create(name, config))
+        execution = self._execution(settings, given_.batch_of(batch_size, len(texts)), vae_tiling)
         first = resolve(
             dataclasses.replace(options, scheduler=name),
             self._defaults,
@@ -304,10 +305,11 @@ class LatentPipeline(Parts):
         if max(seeds) > MAX_SEED:
             highest = MAX_SEED - len(texts) + 1
             raise UserError(f"seed must be at most {highest} for {len(texts)} images")
-        schedulers.set_steps(solver, options.steps, self.components.device)
-        return recipes, solver
+        return recipes
 
-    def _execution(self, scheduler_config: dict[str, Any], batch_size: int) -> Execution:
+    def _execution(
+        self, scheduler_config: dict[str, Any], batch_size: int, vae_tiling: bool | None
+    ) -> Execution:
         """The part of a recipe that model and machine give."""
         components = self.components
         return Execution(
@@ -320,10 +322,11 @@ class LatentPipeline(Parts):
             memory_format=components.memory_format,
             batch_size=batch_size,
             attention=components.attention,
+            vae_tiling=vae_tiling,
             compile=components.compiled,
             loras=[dataclasses.asdict(lora) for lora in components.loras],
             embeddings=[dataclasses.asdict(embedding) for embedding in components.embeddings],
-            versions=dict(_versions()),
+            versions=dict(versions()),
         )
 
     def _conditioning(self, recipes: list[Recipe]) -> prompts_.Conditioning:
@@ -343,7 +346,6 @@ class LatentPipeline(Parts):
     def _run(
         self,
         recipes: list[Recipe],
-        solver: Any,
         given: Given,
         conditioning: prompts_.Conditioning | None = None,
     ) -> Run:
@@ -351,49 +353,48 @@ class LatentPipeline(Parts):
         first, components = recipes[0], self.components
         missing = first.batch_size - len(recipes)
         batch = [*recipes, *[recipes[-1]] * missing]
-        if conditioning is None:
-            conditioning = self._conditioning(batch)
-        generators = latents_.make_generators([recipe.seed for recipe in batch])
-        start = given.start(solver, first, components, generators)
+        shared = conditioning if conditioning is not None else self._conditioning(batch)
         room = Room(
-            first.batch_size,
-            tiled=first.vae_tiling,
-            decode=functools.partial(latents_.latents_to_pil, components=components),
-            slice_attention=self._slice_attention,
+            components, first.batch_size, tiled=first.vae_tiling, sliced=self._with_sliced_attention
         )
-        steps = denoise(
-            room.fitted(self._predict, start.beside),
-            solver,
-            start.latents,
-            conditioning,
-            Guidance.of(first),
-            generators,
-            room.decode,
-            begin=start.begin,
-            eta=first.eta,
-            blend=start.blend,
-        )
+
+        def attempt() -> tuple[Iterator[Step], int]:
+            """The loop from its beginning, the same each time: all noise is made of the seeds."""
+            solver = schedulers.create(first.scheduler, components.scheduler_config)
+            schedulers.set_steps(solver, first.steps, components.device)
+            generators = latents_.make_generators([recipe.seed for recipe in batch])
+            start = given.start(solver, first, components, generators)
+            steps = denoise(
+                room.fitted(predict, start.beside),
+                solver,
+                start.latents,
+                shared,
+                Guidance.of(first),
+                generators,
+                room.decode,
+                begin=start.begin,
+                eta=first.eta,
+                blend=start.blend,
+            )
+            return steps, len(solver.timesteps) - start.begin
+
+        steps, total = attempt()
+        steps = room.steps(steps, lambda: attempt()[0])
         if missing:
             steps = (step.first(len(recipes)) for step in steps)
-        return Run(steps, recipes, len(solver.timesteps) - start.begin, room)
+        return Run(steps, recipes, total, room)
 
-    def _slice_attention(self) -> bool:
-        """Compute attention in slices from now on; False where that is so already."""
-        components = self.components
-        if components.attention == "sliced":
-            return False
-        attention = set_attention([components.unet, components.vae], "sliced")
-        self.components = dataclasses.replace(components, attention=attention)
-        return True
+    def _with_sliced_attention(self, components: Components) -> Components:
+        """The same networks with sliced attention; runs that are on their way keep theirs.
 
-
-@functools.cache
-def _versions() -> tuple[tuple[str, str], ...]:
-    """Versions of what computes a picture, as recipes hold them."""
-    from ldm_toolkit import __version__
-
-    others = ("torch", "diffusers", "transformers", "peft", "compel")
-    return (
-        ("ldm_toolkit", __version__),
-        *((name, importlib.metadata.version(name)) for name in others),
-    )
+        This pipeline goes on with them, unless it has others by now.
+        """
+        unet = sharing_copy(components.unet)
+        sliced = dataclasses.replace(
+            components, unet=unet, attention=set_attention([unet], "sliced")
+        )
+        if components.compiled:
+            compile_networks(unet, components.vae, components.device)
+        if self.components is components:
+            self.components = sliced
+        return sliced

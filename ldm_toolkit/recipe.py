@@ -6,7 +6,6 @@ resolved into a frozen ``Recipe``; only recipes run. Level 1: no torch.
 
 import dataclasses
 import json
-import math
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 
 from ldm_toolkit.errors import UserError, suggestion
 from ldm_toolkit.infotext import infotext
-from ldm_toolkit.values import number_problem, range_problem, text_problem
+from ldm_toolkit.values import number_problem, range_problem, strict_json, text_problem
 
 __all__ = [
     "MAX_SEED",
@@ -109,7 +108,10 @@ class ModelDefaults:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Everything beside the options that decides a picture's bits: model, machine, versions."""
+    """Everything beside the options that decides a picture's bits: model, machine, versions.
+
+    ``vae_tiling`` None: the picture's size decides.
+    """
 
     scheduler_config: dict[str, Any]
     model: dict[str, Any]
@@ -122,6 +124,7 @@ class Execution:
     attention: str
     versions: dict[str, str]
     compile: bool = False
+    vae_tiling: bool | None = None
     loras: list[dict[str, Any]] = field(default_factory=list)
     embeddings: list[dict[str, Any]] = field(default_factory=list)
 
@@ -140,9 +143,10 @@ class Inputs:
 class Recipe:
     """Everything that makes one picture again; plain data, safe to read from a stranger's file.
 
-    ``model`` holds name, revision and sha256 of the weights. ``pixels_sha256`` is the hash of the
-    finished picture's RGB pixels, None before it exists; the other hashes are of inputs, None
-    where there was none. ``vae_slicing``: the VAE took one picture at a time, as it always does.
+    ``model`` holds name, revision and hashes. ``pixels_sha256`` is the hash of the finished
+    picture's RGB pixels, None before it exists, ``encoded_sha256`` that of what a JPEG makes of
+    them; the other hashes are of inputs, None where there was none. ``vae_slicing``: the VAE took
+    one picture at a time, as it always does.
     Raises UserError for wrong types.
     """
 
@@ -179,6 +183,7 @@ class Recipe:
     loras: list[dict[str, Any]] = field(default_factory=list)
     embeddings: list[dict[str, Any]] = field(default_factory=list)
     pixels_sha256: str | None = None
+    encoded_sha256: str | None = field(default=None, compare=False)  # the file's, not the picture's
 
     def __post_init__(self) -> None:
         if isinstance(self.guidance_interval, list):  # JSON knows no tuple
@@ -197,7 +202,7 @@ class Recipe:
         if len(text) > _MAX_JSON:
             raise UserError(f"the recipe has {len(text)} characters; at most {_MAX_JSON} are read")
         try:
-            data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+            data = strict_json(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"the recipe is not JSON: {error}") from error
         if not isinstance(data, dict):
@@ -258,6 +263,9 @@ def resolve(
         )
     if problems:
         raise UserError("; ".join(problems))
+    machine = {item.name: getattr(execution, item.name) for item in dataclasses.fields(execution)}
+    if execution.vae_tiling is None:
+        machine["vae_tiling"] = width * height > TILED_FROM
     rescale = options.guidance_rescale
     start, stop = options.guidance_interval
     return Recipe(
@@ -277,8 +285,7 @@ def resolve(
         image_sha256=inputs.image_sha256,
         mask_sha256=inputs.mask_sha256,
         latents_sha256=inputs.latents_sha256,
-        vae_tiling=width * height > TILED_FROM,
-        **{item.name: getattr(execution, item.name) for item in dataclasses.fields(execution)},
+        **machine,
     )
 
 
@@ -367,7 +374,8 @@ def _recipe_problems(recipe: Recipe) -> list[str]:
         value = getattr(recipe, name)
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             problems.append(f"{name} must be a list of objects")
-    for name in ("image_sha256", "mask_sha256", "latents_sha256", "pixels_sha256"):
+    hashes = ("image", "mask", "latents", "pixels", "encoded")
+    for name in (f"{what}_sha256" for what in hashes):
         value = getattr(recipe, name)
         is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
         if value is not None and not is_hash:
@@ -375,19 +383,8 @@ def _recipe_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text:.40} is too large")
-    return value
-
-
 def _is_deep(data: object, level: int = 0) -> bool:
     if level > _MAX_DEPTH:
         return True
     inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
     return any(_is_deep(one, level + 1) for one in inner)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number that JSON knows")

@@ -15,7 +15,13 @@ from PIL import Image, ImageChops
 
 from ldm_toolkit import schedulers
 from ldm_toolkit.errors import UserError
-from ldm_toolkit.images import is_lossy, open_image, pixels_sha256, read_recipe
+from ldm_toolkit.images import (
+    is_lossy,
+    is_untouched,
+    open_image,
+    pixels_sha256,
+    read_recipe,
+)
 from ldm_toolkit.recipe import GenerateOptions, Recipe
 
 __all__ = ["Comparison", "Original", "compare", "options_of", "read_original"]
@@ -35,7 +41,7 @@ _LAST_BITS = (
     "vae_tiling",
     "versions",
 )
-_NO_REASON = ("schema", "pixels_sha256")
+_NO_REASON = ("schema", "pixels_sha256", "encoded_sha256")
 # What a file is called, beside its hash.
 _LABELS = ("name", "revision")
 _ABSENT = object()
@@ -46,11 +52,13 @@ class Original:
     """A finished picture as its file holds it: pixels in RGB, recipe.
 
     ``lossy``: the format changed the pixels, and only the recipe's hash tells what they were.
+    ``edited``: the pixels are not those that the recipe was written with.
     """
 
     picture: Image.Image
     recipe: Recipe
     lossy: bool
+    edited: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,10 @@ class Comparison:
 
 def read_original(path: str | Path) -> Original:
     """A picture of ours with its recipe. Raises InputError, and UserError for a foreign recipe."""
-    return Original(open_image(path), read_recipe(path), is_lossy(path))
+    recipe, lossy = read_recipe(path), is_lossy(path)
+    made = recipe.encoded_sha256 if lossy else recipe.pixels_sha256
+    edited = made is not None and not is_untouched(path, recipe)
+    return Original(open_image(path), recipe, lossy, edited)
 
 
 def options_of(recipe: Recipe) -> GenerateOptions:
@@ -96,13 +107,13 @@ def compare(original: Original, picture: Image.Image, recipe: Recipe) -> Compari
     old, new = original.picture.convert("RGB"), picture.convert("RGB")
     made = original.recipe.pixels_sha256
     if original.lossy and made is not None:
-        identical = old.size == new.size and pixels_sha256(new) == made
+        identical = not original.edited and pixels_sha256(new) == made and old.size == new.size
     else:
         identical = old.size == new.size and old.tobytes() == new.tobytes()
     if identical:
         return Comparison(True, 0, 0.0, ())
     largest, mean = _pixel_differences(old, new)
-    return Comparison(False, largest, mean, tuple(_reasons(original, old, recipe)))
+    return Comparison(False, largest, mean, tuple(_reasons(original, recipe)))
 
 
 def _pixel_differences(old: Image.Image, new: Image.Image) -> tuple[int, float]:
@@ -115,15 +126,13 @@ def _pixel_differences(old: Image.Image, new: Image.Image) -> tuple[int, float]:
     return int(largest), total / (3 * old.width * old.height)
 
 
-def _reasons(original: Original, old: Image.Image, recipe: Recipe) -> Iterator[str]:
+def _reasons(original: Original, recipe: Recipe) -> Iterator[str]:
     """Why the pictures can differ, most likely first."""
-    before = original.recipe
-    edited = not original.lossy and before.pixels_sha256 not in (None, pixels_sha256(old))
-    if edited:
+    if original.edited:
         yield "the file's pixels are not those of its recipe: it was edited or saved again"
-    changes = list(_recipe_changes(before, recipe))
+    changes = list(_recipe_changes(original.recipe, recipe))
     yield from changes
-    if not changes and not edited:
+    if not changes and not original.edited:
         yield "the recipes agree; this machine may compute differently from run to run"
     if original.lossy:
         yield "the file is a JPEG, whose own loss is part of the difference"

@@ -4,6 +4,7 @@ A class is imported when one is built. Other packages add schedulers through ent
 group ``ldm_toolkit.schedulers``: a name and ``module:Class``.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -11,11 +12,18 @@ import inspect
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ldm_toolkit.errors import UserError, suggestion
+from ldm_toolkit.errors import (
+    LIBRARY_ERRORS,
+    ModelError,
+    UserError,
+    first_line,
+    is_out_of_memory,
+    suggestion,
+)
 
 __all__ = [
     "create",
@@ -221,7 +229,8 @@ def resolve_name(name: str, *, classes: bool = False) -> str:
 def create(name: str, scheduler_config: Mapping[str, Any]) -> Any:
     """A fresh diffusers scheduler, built from the model's scheduler_config.
 
-    What the name fixes (the solver, the spacing) wins over the config. Raises UserError.
+    What the name fixes (the solver, the spacing) wins over the config. Raises UserError, for a
+    config that makes no sense ModelError.
     """
     entry = _entry(name)
     scheduler_class = _class_of(name)
@@ -233,10 +242,22 @@ def create(name: str, scheduler_config: Mapping[str, Any]) -> Any:
     # The config of another scheduler has keys that this one does not know: diffusers warns of each.
     known = inspect.signature(scheduler_class.__init__).parameters
     config = {key: value for key, value in scheduler_config.items() if key in known}
-    try:
+    with _explained(name):
         return scheduler_class.from_config({**entry.defaults, **config}, **entry.fixed)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"the scheduler {name} cannot run this model: {error}") from error
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """What diffusers raises at a configuration, as one line. Raises ModelError."""
+    try:
+        yield
+    except LIBRARY_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"the scheduler {name} cannot run this model with its scheduler_config.json: "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def _class_of(name: str) -> Any:
@@ -287,15 +308,16 @@ def set_steps(scheduler: Any, steps: int, device: Any = None) -> int:
     equal ones, which happens with many karras steps. With hundreds of steps the steps_offset of
     the model counts past the last timestep that was trained; there it is left out. As many steps
     as were trained are each timestep once, last to first: the other spacings of diffusers repeat
-    one, and its multistep solvers then divide by zero.
+    one, and its multistep solvers then divide by zero. Raises ModelError.
     """
     trained = scheduler.config.num_train_timesteps
     if steps == trained:
         scheduler.register_to_config(timestep_spacing="trailing", steps_offset=0)
-    scheduler.set_timesteps(steps, device=device)
-    if scheduler.timesteps.max() >= trained:
-        scheduler.register_to_config(steps_offset=0)
+    with _explained(type(scheduler).__name__):
         scheduler.set_timesteps(steps, device=device)
+        if scheduler.timesteps.max() >= trained:
+            scheduler.register_to_config(steps_offset=0)
+            scheduler.set_timesteps(steps, device=device)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     return len(scheduler.timesteps)

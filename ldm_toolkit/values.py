@@ -1,5 +1,6 @@
 """Checks of values from outside; most return a line of text a problem. Level 0."""
 
+import json
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ __all__ = [
     "is_whole",
     "number_problem",
     "range_problem",
+    "strict_json",
     "text_problem",
     "without_repeats",
 ]
@@ -65,3 +67,24 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a name occurs twice")
     return result
+
+
+def strict_json(text: str) -> Any:
+    """What JSON holds whose numbers are finite and whose names occur once. Raises ValueError."""
+    return json.loads(
+        text,
+        parse_constant=_no_number,
+        parse_float=_finite,
+        object_pairs_hook=without_repeats,
+    )
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.40} is too large")
+    return value
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not a number that JSON knows")

@@ -3,6 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ldm_toolkit.images import RECIPE_KEY
 from ldm_toolkit.recipe import Recipe
 
 
@@ -30,6 +34,19 @@ def recipe(**changes: Any) -> Recipe:
         "versions": {"ldm_toolkit": "0.1.0", "torch": "2.13"},
     }
     return Recipe(**(fields | changes))
+
+
+def mirror(path: Path) -> None:
+    """Turn a picture of ours round in its file, as a careful editor would: its recipe stays."""
+    with Image.open(path) as made:
+        made.load()
+    info = {key: made.info[key] for key in ("xmp", "exif") if key in made.info}
+    if path.suffix == ".png":
+        info["pnginfo"] = PngInfo()
+        info["pnginfo"].add_itxt(RECIPE_KEY, made.info[RECIPE_KEY])
+    elif path.suffix == ".webp":
+        info["lossless"] = True
+    made.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path, **info)
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:

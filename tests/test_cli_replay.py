@@ -1,7 +1,9 @@
 """``ldm-gen --format``, ``--strip-metadata`` and ``--replay``."""
 
 import dataclasses
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,6 +169,50 @@ def test_a_picture_out_of_a_batch(place: int, ldm_gen: Command, pipe: LatentPipe
     done = ldm_gen("--replay", "batch.png", "-o", "again.png")
     assert done.code == 0, done.err
     assert Path("again.png").read_bytes() == Path("batch.png").read_bytes()
+
+
+def spoil_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer/vocab.json"
+    words = json.loads(file.read_text())
+    words["a</w>"], words["z</w>"] = words["z</w>"], words["a</w>"]
+    file.write_text(json.dumps(words))
+
+
+def spoil_scheduler(folder: Path) -> None:
+    file = folder / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"beta_end": 0.02}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (spoil_tokenizer, "likely because: model tokenizer_sha256 was '"),
+        (spoil_scheduler, "likely because: scheduler_config beta_end was 0.012, is 0.02"),
+    ],
+)
+def test_another_tokenizer_or_scheduler_is_the_reason(
+    spoil: Callable[[Path], None],
+    told: str,
+    real_ldm_gen: Command,
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "tiny")
+    words = ("--device", "cpu", "--dtype", "float32", "--threads", 1, "--model", folder)
+    first = real_ldm_gen("a dog", *QUICK, *words).paths[0]
+    assert real_ldm_gen("--replay", first, *words).code == 0
+    spoil(folder)
+    done = real_ldm_gen("--replay", first, *words)
+    assert done.code == 1
+    assert told in done.err
+
+
+def test_a_small_picture_that_was_decoded_in_tiles(ldm_gen: Command, pipe: LatentPipeline) -> None:
+    made = pipe("a cat", steps=2, seed=5, width=128, height=128, vae_tiling=True)
+    save_image(made.images[0], "tiles.png", made.recipes[0], overwrite=False)
+    done = ldm_gen("--replay", "tiles.png", "-o", "again.png")
+    assert done.code == 0, done.err
+    assert Path("again.png").read_bytes() == Path("tiles.png").read_bytes()
 
 
 def test_another_picture_is_exit_1_with_the_difference_and_reasons(ldm_gen: Command) -> None:

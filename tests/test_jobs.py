@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from samples import folder_bytes
+from samples import folder_bytes, mirror
 
 from ldm_toolkit import jobs
 from ldm_toolkit.errors import InputError, NumericalError, UserError
@@ -121,6 +121,81 @@ def test_what_a_kill_leaves_is_mended(
     done = run(pipe, rows, folder)
     assert sum(not one.found for one in done) == (1 if "picture" in damage else 0)
     assert folder_bytes(folder) == expected
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "jpg"])
+def test_a_changed_picture_is_made_again(
+    format: str, pipe: LatentPipeline, rows: list[Row], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    run(pipe, rows, folder, format=format)
+    expected = folder_bytes(folder)
+    assert all(one.found for one in run(pipe, rows, folder, format=format))
+    path = folder / f"00001-6.{format}"
+    before = read_recipe(path)
+    mirror(path)
+    assert read_recipe(path) == before
+    job = open_job(rows, folder, seed=5, drawn=0, batch_size=2, format=format)
+    assert finished_job(job, pipe.identity.sha256) is None
+    done = run(pipe, rows, folder, format=format)
+    assert [one.index for one in done if not one.found] == [1]
+    assert folder_bytes(folder) == expected
+
+
+STRANGE = {
+    "foreign rows": b'{"index": -1}\n{"index": 99}\n{"index": true}\n{"index": "0"}\n[0]\n\xff\n',
+    "a row of another job": b'{"file": "00004-1.png", "index": 4, "prompt": "x", "seed": 1}\n',
+}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("strange", STRANGE)
+def test_lines_that_are_not_of_the_job(
+    strange: str, finished: bool, pipe: LatentPipeline, rows: list[Row], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    run(pipe, rows, folder)
+    expected = folder_bytes(folder)
+    manifest = folder / "manifest.jsonl"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(b"".join(lines[:-2]) + STRANGE[strange])
+    if not finished:
+        (folder / "00005-10.png").unlink()
+    job = open_job(rows, folder, seed=5, drawn=0, batch_size=2)
+    if finished:
+        assert finished_job(job, pipe.identity.sha256) is not None
+    else:
+        assert sum(not one.found for one in run_job(pipe, job)) == 1
+    assert folder_bytes(folder) == expected
+
+
+def test_a_first_line_that_lost_its_end(
+    pipe: LatentPipeline, rows: list[Row], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    run(pipe, rows, folder)
+    expected = folder_bytes(folder)
+    manifest = folder / "manifest.jsonl"
+    manifest.write_bytes(manifest.read_bytes().splitlines()[0])
+    steps = run_job(pipe, open_job(rows, folder, seed=5, drawn=0, batch_size=2))
+    next(steps)
+    steps.close()
+    assert manifest.read_bytes().splitlines() == expected["manifest.jsonl"].splitlines()[:2]
+    run(pipe, rows, folder)
+    assert folder_bytes(folder) == expected
+
+
+def test_a_process_killed_in_its_first_line(
+    pipe: LatentPipeline, rows: list[Row], tmp_path: Path
+) -> None:
+    run(pipe, rows, tmp_path / "one")
+    folder = tmp_path / "two"
+    run(pipe, rows, folder, rank=0, world=2)
+    own = folder / "manifest-0-of-2.jsonl"
+    own.write_bytes(own.read_bytes()[:20])
+    run(pipe, rows, folder, rank=0, world=2)
+    run(pipe, rows, folder, rank=1, world=2)
+    assert folder_bytes(folder) == folder_bytes(tmp_path / "one")
 
 
 @pytest.mark.parametrize("damage", ["none", "half a line", "no line", "leftover"])

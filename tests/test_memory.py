@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import save_file
 
-from ldm_toolkit.errors import is_out_of_memory
+from ldm_toolkit.errors import UserError, is_out_of_memory
 from ldm_toolkit.images import pixels_sha256
 from ldm_toolkit.latents import decode_latents
 from ldm_toolkit.pipeline import LatentPipeline
@@ -67,19 +69,32 @@ def test_a_smaller_batch_has_the_bits_of_that_batch_size(
     assert hashes(together) == [one for result in alone for one in hashes(result)]
     assert [recipe.batch_size for recipe in together.recipes] == [batch] * len(PROMPTS)
     assert together.recipes == [recipe for result in alone for recipe in result.recipes]
-    assert "out of memory; going on with a batch of" in caplog.text
+    assert "out of memory; again in batches of" in caplog.text
     assert "and more" not in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["euler_a", "pndm", "from a picture", "inpainting"])
 def test_memory_that_runs_out_on_the_way(
-    own_pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch
+    kind: str, own_pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = own_pipe(PROMPTS, **OPTIONS)
-    short_of_memory(own_pipe, monkeypatch, 4, from_call=1)
-    found = own_pipe(PROMPTS, **OPTIONS)
-    assert [recipe.batch_size for recipe in found.recipes] == [2] * len(PROMPTS)
-    for one, other in zip(found.images, expected.images, strict=True):
-        assert largest_difference(one, other) <= 1
+    """The run begins anew, so that a replay of its recipe has the same bits, and says nothing."""
+    grey = Image.new("RGB", (64, 64), "grey")
+    options = OPTIONS | {"steps": 4} | ({"scheduler": kind} if " " not in kind else {})
+    if kind in ("from a picture", "inpainting"):
+        options |= {"image": grey, "scheduler": "euler_a"}
+    if kind == "inpainting":
+        options["mask"] = Image.linear_gradient("L").resize((64, 64))
+    alone = [
+        own_pipe(prompt, **(options | {"seed": 7 + index}), batch_size=2)
+        for index, prompt in enumerate(PROMPTS)
+    ]
+    rows = short_of_memory(own_pipe, monkeypatch, 4, from_call=2)
+    run = own_pipe.stream(PROMPTS, **options)
+    assert [step.index for step in run] == list(range(run.total))
+    assert rows[:3] == [10, 10, 10]  # two evaluations with all five, both halves; then no more
+    assert set(rows[3:]) == {6, 4}
+    assert hashes(run.result) == [one for result in alone for one in hashes(result)]
+    assert run.result.recipes == [recipe for result in alone for recipe in result.recipes]
 
 
 def largest_difference(one: Image.Image, other: Image.Image) -> int:
@@ -88,26 +103,90 @@ def largest_difference(one: Image.Image, other: Image.Image) -> int:
     return int((first - second).abs().max())
 
 
-def test_attention_is_sliced_when_one_picture_is_too_much(
-    own_pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    expected = own_pipe(PROMPTS[0], **OPTIONS)
-    forward = own_pipe.components.unet.forward
+def is_sliced(unet: Any) -> bool:
+    """Whether the attention of a UNet is computed in slices."""
+    kinds = {type(one).__name__ for one in unet.attn_processors.values()}
+    assert kinds in ({"SlicedAttnProcessor"}, {"AttnProcessor2_0"})
+    return kinds == {"SlicedAttnProcessor"}
 
-    def limited(sample: torch.Tensor, *rest: Any, **named: Any) -> Any:
-        if own_pipe.components.attention != "sliced":
+
+def only_sliced(monkeypatch: pytest.MonkeyPatch, *, from_call: int = 0) -> list[bool]:
+    """Any UNet has memory only for sliced attention from a call on; returns what each call did."""
+    calls: list[bool] = []
+    forward = UNet2DConditionModel.forward
+
+    def limited(self: Any, *rest: Any, **named: Any) -> Any:
+        calls.append(is_sliced(self))
+        if len(calls) > from_call and not calls[-1]:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you")
-        return forward(sample, *rest, **named)
+        return forward(self, *rest, **named)
 
-    monkeypatch.setattr(own_pipe.components.unet, "forward", limited)
+    monkeypatch.setattr(UNet2DConditionModel, "forward", limited)
+    return calls
+
+
+@pytest.mark.parametrize("from_call", [0, 1, 2])
+def test_attention_is_sliced_when_one_picture_is_too_much(
+    from_call: int,
+    own_pipe: LatentPipeline,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plain = own_pipe(PROMPTS[0], **OPTIONS)
+    asked: dict[str, Any] = {"device": "cpu", "dtype": "float32", "attention": "sliced"}
+    expected = LatentPipeline.from_pretrained(tiny_model, **asked)(PROMPTS[0], **OPTIONS)
+    calls = only_sliced(monkeypatch, from_call=from_call)
     found = own_pipe(PROMPTS[0], **OPTIONS)
+    assert calls == [False] * (from_call + 1) + [True] * 4  # pndm: n + 1
+    assert found.recipes == expected.recipes
     assert found.recipes[0].attention == "sliced"
     assert found.recipes[0].batch_size == 1
     assert "sliced attention" in caplog.text
-    assert largest_difference(found.images[0], expected.images[0]) <= 1
+    assert largest_difference(found.images[0], plain.images[0]) <= 1
     again = own_pipe(PROMPTS[0], **OPTIONS)  # from now on
-    assert again.recipes[0].attention == "sliced"
-    assert hashes(again) == hashes(found)
+    assert calls == [False] * (from_call + 1) + [True] * 8
+    assert again.recipes == expected.recipes
+
+
+def test_a_run_that_slices_leaves_the_others_as_they_are(
+    own_pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = own_pipe(PROMPTS[0], **OPTIONS)
+    first = own_pipe.stream(PROMPTS[0], **OPTIONS)
+    next(first)
+    with monkeypatch.context() as short:
+        only_sliced(short)
+        second = own_pipe(PROMPTS[1], **OPTIONS)
+    assert second.recipes[0].attention == own_pipe.components.attention == "sliced"
+    with monkeypatch.context() as watched:
+        calls = only_sliced(watched, from_call=99)
+        assert len(list(first)) == 3
+    assert calls == [False] * 3
+    assert first.result.recipes == expected.recipes
+
+
+def test_a_run_keeps_the_networks_that_it_began_with(
+    own_pipe: LatentPipeline, tmp_path: Path
+) -> None:
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
+    draw = torch.Generator().manual_seed(0)
+    halves = {"A": (2, 32), "B": (32, 2)}
+    save_file(
+        {
+            f"{name}.lora_{half}.weight": torch.randn(shape, generator=draw)
+            for half, shape in halves.items()
+        },
+        tmp_path / "any.safetensors",
+    )
+    expected = own_pipe(PROMPTS[0], **OPTIONS)
+    run = own_pipe.stream(PROMPTS[0], **OPTIONS)
+    next(run)
+    own_pipe.load_lora(tmp_path / "any.safetensors")
+    for _ in run:
+        pass
+    assert run.result.recipes == expected.recipes
+    assert own_pipe(PROMPTS[0], **OPTIONS).recipes[0].pixels_sha256 not in hashes(expected)
 
 
 def test_nothing_helps(own_pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +245,18 @@ def test_large_pictures_are_tiled(pipe: LatentPipeline) -> None:
     assert (small.vae_tiling, large.vae_tiling) == (False, True)
     assert small.vae_slicing
     assert Recipe.from_json(large.to_json()) == large
+
+
+def test_tiles_as_they_are_asked_for(pipe: LatentPipeline) -> None:
+    whole = pipe("a dog", seed=0, steps=1, width=128, height=128)
+    tiled = pipe("a dog", seed=0, steps=1, width=128, height=128, vae_tiling=True)
+    assert (whole.recipes[0].vae_tiling, tiled.recipes[0].vae_tiling) == (False, True)
+    assert torch.equal(whole.latents, tiled.latents)
+    assert hashes(whole) != hashes(tiled)
+    large = pipe.stream("a dog", seed=0, width=1536, height=1544, vae_tiling=False)
+    assert large.recipes[0].vae_tiling is False
+    with pytest.raises(UserError, match="vae_tiling must be true or false"):
+        pipe.stream("a dog", vae_tiling=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,12 @@ class TestJson:
         with pytest.raises(UserError):
             Recipe.from_json(text)
 
+    def test_a_name_that_occurs_twice(self) -> None:
+        text = recipe().to_json()
+        for again in ('"seed": 1', '"model": {"name": "a", "name": "b"}'):
+            with pytest.raises(UserError, match="a name occurs twice"):
+                Recipe.from_json(text[:-1] + f", {again}}}")
+
     def test_unknown_and_missing_keys(self) -> None:
         data = json.loads(recipe().to_json())
         with pytest.raises(UserError, match=r"unknown field 'stepz'.*did you mean 'steps'"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from samples import recipe
+from samples import mirror, recipe
 
 from ldm_toolkit.errors import InputError, UserError
 from ldm_toolkit.images import open_image, pixels_sha256, save_image
@@ -61,7 +61,7 @@ def test_another_size() -> None:
 
 
 def test_an_edited_file_is_the_first_reason() -> None:
-    edited = Original(picture(99), original().recipe, lossy=False)
+    edited = Original(picture(99), original().recipe, lossy=False, edited=True)
     found = compare(edited, picture(), recipe(threads=2))
     assert (found.identical, found.max_difference) == (False, 1)
     assert "edited or saved again" in found.reasons[0]
@@ -85,6 +85,20 @@ def test_of_a_jpeg_the_hash_decides(tmp_path: Path) -> None:
     other = compare(found, open_image(tmp_path / "a.jpg"), recipe())
     assert not other.identical
     assert other.reasons[-1] == "the file is a JPEG, whose own loss is part of the difference"
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "jpg"])
+def test_whether_a_file_was_edited(format: str, tmp_path: Path) -> None:
+    noisy = Image.effect_noise((32, 32), 100).convert("RGB")
+    path = tmp_path / f"a.{format}"
+    save_image(noisy, path, recipe(), overwrite=False)
+    assert not read_original(path).edited
+    mirror(path)
+    found = read_original(path)
+    assert found.edited
+    compared = compare(found, noisy, recipe())
+    assert not compared.identical
+    assert "edited or saved again" in compared.reasons[0]
 
 
 # --- reasons ---

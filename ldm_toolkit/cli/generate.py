@@ -223,6 +223,7 @@ def _picture(
         # The bits depend on the shape of the batch, and on neither place nor neighbours in it.
         size = request.original.recipe.batch_size
         arguments["batch_size"] = size if size <= _LARGEST_BATCH else None
+        arguments["vae_tiling"] = request.original.recipe.vae_tiling
     arguments |= {"image": request.image, "mask": request.mask}
     run = pipe.stream(arguments.pop("prompt"), **arguments)
     path = request.destination.path(seed)

@@ -4,9 +4,7 @@ The networks that come out share every tensor with those that went in, which sta
 a file that fails changes nothing and detaching restores every bit.
 """
 
-import copy
 import dataclasses
-import itertools
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 
 from ldm_toolkit.errors import ModelError, UserError
 from ldm_toolkit.files import sha256_file
-from ldm_toolkit.models.components import Components
+from ldm_toolkit.models.components import Components, sharing_copy
 from ldm_toolkit.models.hub import fetch_lora
 from ldm_toolkit.models.identity import EmbeddingIdentity, LoraIdentity
 from ldm_toolkit.models.lora_file import (
@@ -66,7 +64,7 @@ def load_lora(
     changed = {}
     for part, modules in layers.items():
         if modules:
-            network = changed[part] = _sharing_copy(getattr(components, part))
+            network = changed[part] = sharing_copy(getattr(components, part))
             _attach(network, modules, adapter)
             _set_scales(network, loras)
     return dataclasses.replace(components, **changed, loras=loras)
@@ -80,7 +78,7 @@ def unload_loras(components: Components) -> Components:
         return components
     changed = {}
     for part in _NETWORKS:
-        network = _sharing_copy(getattr(components, part))
+        network = sharing_copy(getattr(components, part))
         recurse_remove_peft_layers(network)
         if hasattr(network, "peft_config"):
             del network.peft_config
@@ -112,7 +110,7 @@ def load_embedding(
         raise ModelError(f"{file.name}: the embedding must be finite floating-point numbers")
     vectors = vectors.reshape(-1, width)
     tokenizer, words = with_word(components.tokenizer, word, len(vectors))
-    encoder = _sharing_copy(components.text_encoder)
+    encoder = sharing_copy(components.text_encoder)
     _add_rows(encoder, tokenizer.convert_tokens_to_ids(words), vectors)
     embeddings = (*components.embeddings, EmbeddingIdentity(word, sha256_file(file)))
     return dataclasses.replace(
@@ -125,12 +123,6 @@ def _check_text(what: str, value: object) -> None:
     problems = text_problem(what, value) if value is not None else []
     if problems:
         raise UserError(problems[0])
-
-
-def _sharing_copy(network: torch.nn.Module) -> Any:
-    """A copy of a network's modules around the same parameters and buffers."""
-    tensors: Iterable[torch.Tensor] = itertools.chain(network.parameters(), network.buffers())
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 def _attach(network: Any, modules: Mapping[str, Any], adapter: str) -> None:

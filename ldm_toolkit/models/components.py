@@ -1,7 +1,9 @@
 """A loaded model as one record."""
 
+import copy
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from ldm_toolkit.models.configs import latent_factor
 from ldm_toolkit.models.identity import EmbeddingIdentity, LoraIdentity, ModelIdentity
 from ldm_toolkit.recipe import ModelDefaults
 
-__all__ = ["Components"]
+__all__ = ["Components", "sharing_copy"]
 
 
 @dataclass(frozen=True)
@@ -78,3 +80,9 @@ class Components:
         """(C, h, w) for a picture's width and height in pixels."""
         factor = self.latent_factor
         return self.latent_channels, height // factor, width // factor
+
+
+def sharing_copy(network: torch.nn.Module) -> Any:
+    """A copy of a network's modules around the same parameters and buffers; it is not compiled."""
+    tensors: Iterable[torch.Tensor] = itertools.chain(network.parameters(), network.buffers())
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm_toolkit.errors import ModelError
+from ldm_toolkit.values import is_number, is_whole, number_problem
 
 __all__ = ["check_configs", "image_size", "latent_factor"]
 
@@ -19,6 +20,30 @@ _INPUTS = (4, 9)
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _SPACINGS = ("leading", "trailing", "linspace")
+_FLAGS = (
+    "clip_sample",
+    "euler_at_final",
+    "lower_order_final",
+    "predict_x0",
+    "rescale_betas_zero_snr",
+    "set_alpha_to_one",
+    "skip_prk_steps",
+    "thresholding",
+    "use_beta_sigmas",
+    "use_dynamic_shifting",
+    "use_exponential_sigmas",
+    "use_flow_sigmas",
+    "use_karras_sigmas",
+    "use_lu_lambdas",
+)
+_NUMBERS = (
+    "clip_sample_range",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "sigma_max",
+    "sigma_min",
+    "timestep_scaling",
+)
 
 
 def check_configs(configs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -142,8 +167,13 @@ def _check_text_encoder(text: Mapping[str, Any]) -> None:
 
 def _check_scheduler(scheduler: Mapping[str, Any]) -> None:
     """A discrete diffusion schedule with a known prediction type."""
-    _whole(scheduler, "scheduler", "num_train_timesteps", 1, 100_000, 1000)
+    trained = _whole(scheduler, "scheduler", "num_train_timesteps", 1, 100_000, 1000)
     _whole(scheduler, "scheduler", "steps_offset", 0, 1000, 0)
+    _whole(scheduler, "scheduler", "original_inference_steps", 1, 100_000, 50)
+    _whole(scheduler, "scheduler", "solver_order", 1, 3, 2)
+    problems = _setting_problems(scheduler, trained)
+    if problems:
+        raise ModelError(f"scheduler_config.json: {'; '.join(problems)}")
     for name, known in (
         ("prediction_type", _PREDICTIONS),
         ("beta_schedule", _BETAS),
@@ -159,3 +189,36 @@ def _check_scheduler(scheduler: Mapping[str, Any]) -> None:
     for name in ("use_flow_sigmas", "use_dynamic_shifting"):
         if scheduler.get(name):
             raise ModelError(f"scheduler: {name} is for flow-matching models, not for this one")
+
+
+def _setting_problems(scheduler: Mapping[str, Any], trained: int) -> list[str]:
+    """A line about each setting that diffusers takes unseen and fails at, some at the last step."""
+
+    def wrong(name: str, expected: str) -> str:
+        return f"{name} must be {expected}, not {scheduler[name]!r:.80}"
+
+    there = {name for name, value in scheduler.items() if value is not None}
+    problems = [
+        wrong(name, "true or false")
+        for name in _FLAGS
+        if name in there and type(scheduler[name]) is not bool
+    ]
+    for name in _NUMBERS:
+        problems += number_problem(name, scheduler[name], 1_000_000) if name in there else []
+    lowest = scheduler.get("lambda_min_clipped", 0)
+    if not is_number(lowest) and lowest != -math.inf:
+        problems.append(wrong("lambda_min_clipped", "a number"))
+    betas = scheduler.get("trained_betas")
+    plain = isinstance(betas, list) and len(betas) == trained
+    if betas is not None and not (plain and all(is_number(b) and 0 < b < 1 for b in betas)):
+        problems.append(wrong("trained_betas", f"{trained} numbers between 0 and 1"))
+    dropped = scheduler.get("disable_corrector", [])
+    if not (isinstance(dropped, list) and all(is_whole(step) for step in dropped)):
+        problems.append(wrong("disable_corrector", "a list of steps"))
+    if scheduler.get("timestep_type", "discrete") != "discrete":
+        problems.append(wrong("timestep_type", "discrete"))
+    if "learned" in str(scheduler.get("variance_type")):
+        problems.append(wrong("variance_type", "fixed; the UNet predicts no variance"))
+    if "solver_p" in there:
+        problems.append(wrong("solver_p", "null"))
+    return problems

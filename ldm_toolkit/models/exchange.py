@@ -21,6 +21,7 @@ from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.configs import image_size, latent_factor
 from ldm_toolkit.models.identity import ModelIdentity
 from ldm_toolkit.models.networks import read_weights
+from ldm_toolkit.models.tokenizer import tokenizer_sha256
 from ldm_toolkit.recipe import ModelDefaults
 
 __all__ = ["from_diffusers", "save_components", "to_diffusers"]
@@ -97,7 +98,8 @@ def from_diffusers(pipeline: Any) -> Components:
     )
     for network in PARTS:
         parts[network].eval().requires_grad_(False)
-    identity = ModelIdentity(name, "", _tensors_sha256(parts))
+    digests = _tensors_sha256(parts), tokenizer_sha256(parts["tokenizer"])
+    identity = ModelIdentity(name, "", *digests)
     return Components(**parts, scheduler_config=config, identity=identity, defaults=defaults)
 
 

@@ -27,14 +27,18 @@ _BUNDLED = Path(__file__).parent / "bundled"
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What a recipe holds of a model; ``sha256`` is ``weights_sha256`` of the files loaded."""
+    """What a recipe holds of a model; ``sha256`` is ``weights_sha256`` of the files loaded.
+
+    ``tokenizer_sha256``: see `models.tokenizer.tokenizer_sha256`.
+    """
 
     name: str
     revision: str
     sha256: str
+    tokenizer_sha256: str
 
     def as_dict(self) -> dict[str, str]:
-        """The three fields as plain data for a recipe."""
+        """The fields as plain data for a recipe."""
         return dataclasses.asdict(self)
 
 

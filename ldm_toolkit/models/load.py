@@ -28,7 +28,7 @@ from ldm_toolkit.models.identity import (
 )
 from ldm_toolkit.models.networks import build_network, read_weights
 from ldm_toolkit.models.single_file import Description, check_single_file, describe, is_single_file
-from ldm_toolkit.models.tokenizer import file_tokenizer, load_tokenizer
+from ldm_toolkit.models.tokenizer import file_tokenizer, load_tokenizer, tokenizer_sha256
 
 __all__ = ["bundled_models", "load_components"]
 
@@ -89,7 +89,11 @@ def load_components(
         reading: dict[str, Any] = {"variant": variant, "allow_pickle": allow_pickle}
         if hub:
             fetched = fetch_model(str(model), revision=revision, offline=offline, **reading)
-            opened = _open_folder(fetched.folder, **places, **reading)
+            try:
+                opened = _open_folder(fetched.folder, **places, **reading)
+            except ModelError as error:
+                cached = fetched.folder.parent.parent
+                raise ModelError(f"{model}: {error}; the hub's cache has it in {cached}") from error
             opened = dataclasses.replace(opened, name=str(model), revision=fetched.commit)
         else:
             opened = _open_folder(find_model(model), **places, **reading)
@@ -205,7 +209,7 @@ def _load(
         tokenizer=tokenizer,
         **networks,
         scheduler_config=dict(configs["scheduler"]),
-        identity=ModelIdentity(opened.name, opened.revision, sha256),
+        identity=ModelIdentity(opened.name, opened.revision, sha256, tokenizer_sha256(tokenizer)),
         defaults=model_defaults(opened.name, configs, opened.scheduler, opened.card),
         memory_format=memory_format,
         attention=attention,

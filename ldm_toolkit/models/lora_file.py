@@ -101,6 +101,17 @@ def read_lora(file: Path, components: Components) -> _Layers:
     tensors = read_tensors(file)
     if not tensors:
         raise ModelError(f"{file.name} holds no tensors")
+    whole = [
+        key
+        for key, tensor in tensors.items()
+        if not (tensor.is_floating_point() or key.endswith(".alpha"))
+    ]
+    if whole:
+        raise ModelError(
+            f"{file.name} was not loaded: {len(whole)} tensors hold whole numbers "
+            f"({listed(whole)}), where a LoRA has floating-point ones; take a file that is not "
+            "quantised"
+        )
     try:
         converted, _ = StableDiffusionLoraLoaderMixin.lora_state_dict(dict(tensors))
     except (ValueError, KeyError, RuntimeError, AttributeError, IndexError, TypeError) as error:
@@ -141,7 +152,7 @@ def _sorted_layers(converted: Mapping[str, torch.Tensor], components: Components
         own = {
             key.removeprefix(f"{part}."): tensor
             for key, tensor in converted.items()
-            if key.startswith(f"{part}.") and tensor.is_floating_point()
+            if key.startswith(f"{part}.")
         }
         if part == "unet":
             own = convert_unet_state_dict_to_peft(own)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ldm_toolkit.errors import ModelError
+from ldm_toolkit.errors import LIBRARY_ERRORS, ModelError, first_line
 from ldm_toolkit.models.checks import PICKLES
 from ldm_toolkit.models.pickles import load_pickle
-from ldm_toolkit.models.tokenizer import LIBRARY_ERRORS, first_line
 
 __all__ = ["build_network", "read_weights"]
 
@@ -68,7 +68,7 @@ def build_network(
     try:
         with init_empty_weights():
             network = _empty_network(part, config)
-    except LIBRARY_ERRORS as error:
+    except (*LIBRARY_ERRORS, StrictDataclassError) as error:
         raise ModelError(f"{part} cannot be built: {first_line(error)}") from error
     if part == "text_encoder":
         state = _without_wrapper(state, network)

@@ -1,6 +1,7 @@
 """The tokenizer of a model and the words it is taught; neither torch nor networks are needed."""
 
 import copy
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,41 +9,28 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from ldm_toolkit.errors import ModelError, UserError, listed
+from ldm_toolkit.errors import LIBRARY_ERRORS, ModelError, UserError, first_line, listed
+from ldm_toolkit.files import sha256_bytes
 from ldm_toolkit.models.checks import check_tokenizer
 from ldm_toolkit.models.headers import check_safetensors
 from ldm_toolkit.models.hub import fetch_tokenizer, on_hub
 from ldm_toolkit.models.identity import find_model
 from ldm_toolkit.models.single_file import is_single_file
 from ldm_toolkit.models.vocabulary import STOP, find_published, find_tokenizer, read_published
+from ldm_toolkit.values import is_number
 
 __all__ = [
-    "LIBRARY_ERRORS",
     "file_tokenizer",
-    "first_line",
     "load_tokenizer",
     "model_tokenizer",
     "published_tokenizer",
     "read_word",
+    "tokenizer_sha256",
     "with_word",
 ]
 
 _NO_WORD = re.compile(r"[\s()\[\]\\]")
 _MOST_VECTORS = 1000
-
-# What the libraries raise at configurations and tokenizers that make no sense.
-LIBRARY_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    StrictDataclassError,
-    TypeError,
-    ValueError,
-)
 
 
 def model_tokenizer(
@@ -93,11 +81,37 @@ def load_tokenizer(folder: Path, padding: str | None = None) -> Any:
     options: dict[str, Any] = {} if padding is None else {"pad_token": padding}
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True, **options)
-    except LIBRARY_ERRORS as error:
-        raise ModelError(f"the tokenizer cannot be loaded: {first_line(error)}") from error
-    if tokenizer.model_max_length > 77:  # a tokenizer without the setting says 10^30
-        tokenizer.model_max_length = 77
+        length = tokenizer.model_max_length  # 10^30 where the setting is missing
+        if not is_number(length) or length < 3:  # a start, a token, an end
+            raise ModelError(
+                f"tokenizer_config.json: model_max_length must be a number from 3, not "
+                f"{length!r:.80}"
+            )
+        tokenizer.model_max_length = min(77, int(length))
+        read = [*_ends(tokenizer), *tokenizer("a", verbose=False).input_ids]
+    except (*LIBRARY_ERRORS, StrictDataclassError) as error:
+        raise ModelError(
+            "the tokenizer cannot be loaded; tokenizer_config.json or another of its files makes "
+            f"no sense: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not all(type(one) is int for one in read):
+        raise ModelError(
+            "the tokenizer lacks a token for start, end or padding; see tokenizer_config.json and "
+            "special_tokens_map.json"
+        )
     return tokenizer
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """SHA-256 of what makes ids of a prompt: vocabulary, merges, start, end and padding."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    what = [model["vocab"], merges, _ends(tokenizer)]
+    return sha256_bytes(json.dumps(what, sort_keys=True).encode())
+
+
+def _ends(tokenizer: Any) -> list[Any]:
+    return [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
 
 
 def published_tokenizer(path: Path, padding: str | None = None) -> Any:
@@ -169,9 +183,3 @@ def _check_words(words: list[str], tokenizer: Any) -> None:
             f"the tokenizer knows {taken[0]!r:.120} already; give the embedding another word "
             "with token"
         )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error of another library, with its type when there is no text."""
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

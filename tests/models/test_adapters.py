@@ -361,7 +361,10 @@ def broken(kind: str, components: Components) -> tuple[dict[str, torch.Tensor], 
         "half": ({k: v for k, v in good.items() if k != key}, "without its other half"),
         "narrow": (good | {key: torch.zeros(2, 31)}, r"\(2, 31\), not \(2, 32\)"),
         "ranks differ": (good | {key: torch.zeros(3, 32)}, r"\(32, 2\), not \(32, 3\)"),
-        "whole numbers": (good | {key: torch.zeros(2, 32, dtype=torch.int64)}, "attn1.to_q"),
+        "whole numbers": (
+            good | {key: torch.zeros(2, 32, dtype=torch.int64)},
+            r"1 tensors hold whole numbers \(.*attn1.to_q.* not quantised",
+        ),
         "no rank": (good | {key: torch.zeros(())}, r"\(\), not"),
         "alpha": (
             in_kohya(halves(components), {MODULES["unet"][0]: float("nan")}),

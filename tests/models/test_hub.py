@@ -1,5 +1,6 @@
 """Models of the hub over real HTTP: only what is read is asked for, and every failure is a line."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -119,11 +120,9 @@ def test_only_what_is_read_is_asked_for(
     # The branch is asked for once; every file comes from its commit.
     revisions = [p for _, p, _ in hub.requests if "/revision/" in p or p.endswith("owner/name")]
     assert len(revisions) == 1
-    assert found.identity.as_dict() == {
-        "name": "owner/name",
-        "revision": COMMIT,
-        "sha256": load_components(tiny_model, device="cpu").identity.sha256,
-    }
+    assert found.identity == dataclasses.replace(
+        load_components(tiny_model, device="cpu").identity, name="owner/name", revision=COMMIT
+    )
 
 
 def test_a_second_time_nothing_is_downloaded(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
@@ -343,6 +342,16 @@ class TestOffline:
         no_sockets()
         with pytest.raises(ModelError, match=f"lacks {UNET}"):
             load_components("owner/name", device="cpu", dtype="float32", offline=True)
+
+    @pytest.mark.parametrize("name", [UNET, "unet/config.json", "tokenizer/vocab.json"])
+    def test_damaged_cache(self, name: str, hub: Hub, cache: Path) -> None:
+        file = fetch_model("owner/name").folder / name
+        file.resolve().write_bytes(file.read_bytes()[:40])
+        with pytest.raises(ModelError) as caught:
+            load_components("owner/name", device="cpu", dtype="float32", offline=True)
+        assert_explained(caught, Path(name).name)
+        if name == UNET:
+            assert str(cache / "models--owner--name") in str(caught.value)
 
     @pytest.mark.parametrize("revision", [None, "v1", COMMIT])
     def test_empty_cache(
