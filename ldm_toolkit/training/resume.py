@@ -22,7 +22,7 @@ _FREE = frozenset(
 )
 
 # What runs had that were begun before these options were there.
-_BEFORE = {"accumulate": 1, "optimizer": "adamw"}
+_BEFORE = {"accumulate": 1, "optimizer": "adamw", "perceptual": "none"}
 
 
 def course(config: LoopConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig
 
 from ldm_toolkit.errors import LdmToolkitError
 from ldm_toolkit.training import prepare
 from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
 from ldm_toolkit.training.begin import begin
+from ldm_toolkit.training.cache import module_hash
 from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Plan, Source, check_data
 from ldm_toolkit.training.data.geometry import Geometry
@@ -30,6 +32,7 @@ from ldm_toolkit.training.loop import train
 from ldm_toolkit.training.methods import method_class
 from ldm_toolkit.training.methods.unet_step import trained_scheduler
 from ldm_toolkit.training.methods.vae import VAEMethod
+from ldm_toolkit.training.perceptual import EncoderDistance, load_lpips
 from ldm_toolkit.training.prior import DrawClass
 from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
 from ldm_toolkit.training.validation import UNetHeldOut, VAEHeldOut, Validation
@@ -46,6 +49,10 @@ def train_vae(config: VAEConfig) -> None:
         _on_one_process(lambda: check_data(config, plan))
         return
     accelerator = begin(config)
+    lpips = None
+    if config.perceptual == "lpips":  # refuses before anything that takes long
+        with accelerator.local_main_process_first():
+            lpips = load_lpips()
     base = model_folder(config.from_config or config.model)
     if config.from_config is not None:
         vae = AutoencoderKL.from_config(network_config(base / "vae"))
@@ -59,13 +66,18 @@ def train_vae(config: VAEConfig) -> None:
     source, held = hold_out(config, opened(config), opened)
     if accelerator.is_main_process and config.from_config is None:
         complete_model(base, Path(config.output), {"vae"})
-    method = VAEMethod(vae, config, source)
+    inputs = {"data": source.fingerprint}
+    perceptual: nn.Module | None = lpips
+    if config.perceptual == "encoder":
+        perceptual = EncoderDistance(vae)
+        if config.train == "all":  # nothing else of the model stays as it was
+            inputs["model"] = module_hash(perceptual)
+    method = VAEMethod(vae, config, source, perceptual)
     sample = _sampler(config, lambda file: draw_reconstructions(vae, source, file))
     validation = None
     if held is not None and config.validate_every > 0:
         held_out = VAEHeldOut(method, held, config.reconstruction)
         validation = Validation(held_out, config.validate_every)
-    inputs = {"data": source.fingerprint}
     train(method, config, accelerator, sample=sample, validation=validation, inputs=inputs)
     if accelerator.is_main_process:
         if config.train == "all":

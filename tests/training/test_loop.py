@@ -208,7 +208,10 @@ def test_checkpoints_hold_what_is_trained_and_belong_to_its_model(accelerator, p
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
     ("name", "part", "extra"),
-    [("finetune_unet", "unet", []), ("finetune_vae", "vae", ["--crop", 32, "--crops", 1])],
+    [
+        ("finetune_unet", "unet", []),
+        ("finetune_vae", "vae", ["--crop", 32, "--crops", 1, "--perceptual", "encoder"]),
+    ],
 )
 def test_two_processes_equal_one_with_all_in_a_batch(
     name, part, extra, accumulate, tiny_model, pictures, tmp_path
