@@ -158,6 +158,8 @@ class UNetConfig(
         if self.sample_every and not self.sample_prompts:
             found.append("--sample-every needs --sample-prompts")
         found += self.word_problems(self.method, self.sample_prompts if self.sample_every else ())
+        if self.validation_data is not None and self.validate_every == 0:
+            found.append("--validation-data is not looked at: pass --validate-every too")
         if self.validate_every > 0 and self.method in WORD_METHODS:
             found.append(f"--method {self.method} has no loss to validate: pass --validate-every 0")
         if self.buckets and self.method in PRIOR_METHODS:
@@ -216,6 +218,10 @@ class VAEConfig(LoopConfig, DataConfig, ValidationOptions):
             squared one.
         kl_weight: Weight of the KL term an element.
         gradient_weight: Weight of the L1 distance between image gradients, which sharpens edges.
+        perceptual: Distance between features of a frozen network, which counts besides that of the
+            pixels; encoder takes the model's own encoder as it was, lpips is LPIPS with VGG16, for
+            pip install 'ldm-toolkit[lpips]' and weights that torchvision downloads.
+        perceptual_weight: Weight of that distance.
         adversarial_weight: Weight of the PatchGAN term relative to the reconstruction's gradient.
         adversarial_start: Step from which the PatchGAN term counts.
     """
@@ -228,6 +234,8 @@ class VAEConfig(LoopConfig, DataConfig, ValidationOptions):
     reconstruction: Literal["l1", "l2"] = "l1"
     kl_weight: float = 1e-5
     gradient_weight: float = 1.0
+    perceptual: Literal["none", "encoder", "lpips"] = "none"
+    perceptual_weight: float = 1.0
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
 
@@ -242,6 +250,10 @@ class VAEConfig(LoopConfig, DataConfig, ValidationOptions):
         found = super().problems() + self.data_problems() + self.validation_problems(self.data)
         if self.from_config is not None and self.train == "decoder":
             found.append("--from-config makes fresh weights: pass --train all")
+        if self.from_config is not None and self.perceptual == "encoder":
+            found.append("--perceptual encoder needs a trained one: pass --model instead")
+        if self.perceptual == "none" and self.perceptual_weight != 1:
+            found.append("--perceptual-weight weights --perceptual encoder or lpips: pass one")
         if self.crop < 32 or self.crop % 8 or self.crop > self.size:
             found.append(
                 f"--crop {self.crop} must be a multiple of 8, at least 32 and at most --size "
@@ -254,7 +266,10 @@ class VAEConfig(LoopConfig, DataConfig, ValidationOptions):
             )
         if self.crops < 1:
             found.append("--crops must be at least 1")
-        for name in ("kl_weight", "gradient_weight", "adversarial_weight", "adversarial_start"):
+        for name in (
+            *("kl_weight", "gradient_weight", "perceptual_weight"),
+            *("adversarial_weight", "adversarial_start"),
+        ):
             if not getattr(self, name) >= 0:
                 found.append(f"--{name.replace('_', '-')} must not be negative")
         return found

@@ -30,6 +30,7 @@ _BEFORE = {
     "optimizer": "adamw",
     "train_text_encoder": False,
     "masked_loss": False,
+    "perceptual": "none",
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig
 
 from ldm_toolkit.errors import LdmToolkitError
@@ -17,17 +18,20 @@ from ldm_toolkit.training import prepare
 from ldm_toolkit.training.auto_batch import fitted
 from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
 from ldm_toolkit.training.begin import begin
+from ldm_toolkit.training.cache import module_hash
 from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Plan, Source, check_data
 from ldm_toolkit.training.data.geometry import Geometry
 from ldm_toolkit.training.folders import complete_model, load_network
-from ldm_toolkit.training.held_out import hold_out
+from ldm_toolkit.training.held_out import a_few, hold_out
 from ldm_toolkit.training.inputs import model_folder, network_config
 from ldm_toolkit.training.loop import train
 from ldm_toolkit.training.methods import method_class
 from ldm_toolkit.training.methods.unet_step import UNetMethod, trained_scheduler
 from ldm_toolkit.training.methods.vae import VAEMethod
+from ldm_toolkit.training.perceptual import EncoderDistance, load_lpips
 from ldm_toolkit.training.prior import DrawClass
+from ldm_toolkit.training.quality import Quality
 from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
 from ldm_toolkit.training.validation import UNetHeldOut, VAEHeldOut, Validation
 
@@ -43,7 +47,19 @@ def train_vae(config: VAEConfig) -> None:
         _on_one_process(lambda: check_data(config, plan))
         return
     accelerator = begin(config)
+    lpips = None
+    if config.perceptual == "lpips":  # refuses before anything that takes long
+        with accelerator.local_main_process_first():
+            lpips = load_lpips()
     base = model_folder(config.from_config or config.model)
+    if config.train == "all" and config.from_config is None and accelerator.is_main_process:
+        logger.warning(
+            "--train all changes the latents: no UNet that learned the old ones fits them, not the "
+            "one in %s either, nor its LoRAs; train it on the new ones (finetune_unet.py --model "
+            "%s), or pass --train decoder",
+            config.output,
+            config.output,
+        )
     if config.from_config is not None:
         vae = AutoencoderKL.from_config(network_config(base / "vae"))
         pass_colour_(vae)
@@ -56,18 +72,29 @@ def train_vae(config: VAEConfig) -> None:
     source, held = hold_out(config, opened(config), opened)
     if accelerator.is_main_process and config.from_config is None:
         complete_model(base, Path(config.output), {"vae"})
-    method = VAEMethod(vae, config, source)
+    watched = held if held is not None else a_few(source)
+    file = Path(config.output) / "quality.json"
+    quality = Quality(watched, held is not None, file, accelerator, lpips)
+    quality.before(vae)
+    inputs = {"data": source.fingerprint}
+    perceptual: nn.Module | None = lpips
+    if config.perceptual == "encoder":
+        perceptual = EncoderDistance(vae)
+        if config.train == "all":  # nothing else of the model stays as it was
+            inputs["model"] = module_hash(perceptual)
+    method = VAEMethod(vae, config, source, perceptual)
     config = fitted(method, config, accelerator)
     sample = _sampler(config, lambda file: draw_reconstructions(vae, source, file))
     validation = None
     if held is not None and config.validate_every > 0:
         held_out = VAEHeldOut(method, held, config.reconstruction)
         validation = Validation(held_out, config.validate_every)
-    inputs = {"data": source.fingerprint}
     train(method, config, accelerator, sample=sample, validation=validation, inputs=inputs)
+    if accelerator.is_main_process and config.train == "all":
+        _standardise(Path(config.output) / "vae", method, config.crops)
+    accelerator.wait_for_everyone()
+    quality.after(load_network(AutoencoderKL, Path(config.output) / "vae"))
     if accelerator.is_main_process:
-        if config.train == "all":
-            _standardise(Path(config.output) / "vae", method, config.crops)
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
 

@@ -15,7 +15,7 @@ from ldm_toolkit.training.run_state import RunState
 from ldm_toolkit.training.step import _add_gradients, _batches
 from ldm_toolkit.training.text import AttributeText, train_tokenizer
 
-KINDS = ["unet", "v unet", "lora", "dora", "decoder", "vae", "text"]
+KINDS = ["unet", "v unet", "lora", "dora", "decoder", "sharp decoder", "vae", "text"]
 FEW = {"steps": 3, "batch_size": 2, "warmup": 0, "lr": 1e-3, "lr_schedule": "constant"}
 
 
@@ -42,6 +42,9 @@ def make(tokenizer, pictures):
             return AttributeText(tokenizer, config, encoder), config
         if kind == "decoder":
             return vae_method(output, pictures, **settings)
+        if kind == "sharp decoder":
+            sharp = {"adversarial_weight": 0.5, "perceptual": "encoder"}
+            return vae_method(output, pictures, **sharp, **settings)
         if kind == "vae":
             return vae_method(output, pictures, train="all", adversarial_weight=0.5, **settings)
         if kind in ("lora", "dora"):
@@ -78,7 +81,7 @@ def test_every_trained_tensor_moves_and_nothing_else_does(kind, make, accelerato
     assert all(parameter.grad is None for parameter in method.module.parameters())
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "decoder"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "decoder", "sharp decoder"])
 def test_weight_decay_leaves_frozen_parts_alone(kind, make, accelerator, tmp_path):
     method, settings = make(kind, tmp_path, weight_decay=0.9, lr=1e-2)
     before, trained = copied(method)

@@ -208,7 +208,10 @@ def test_checkpoints_hold_what_is_trained_and_belong_to_its_model(accelerator, p
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
     ("name", "part", "extra"),
-    [("finetune_unet", "unet", []), ("finetune_vae", "vae", ["--crop", 32, "--crops", 1])],
+    [
+        ("finetune_unet", "unet", []),
+        ("finetune_vae", "vae", ["--crop", 32, "--crops", 1, "--perceptual", "encoder"]),
+    ],
 )
 def test_two_processes_equal_one_with_all_in_a_batch(
     name, part, extra, accumulate, tiny_model, pictures, tmp_path
@@ -244,3 +247,8 @@ def test_two_processes_equal_one_with_all_in_a_batch(
         losses = [own[weights]["loss"] for own in measured]
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert [json.loads(line)["step"] for line in lines[1]] == list(range(1, 7))
+    if part == "vae":  # each process looks at its share of the pictures
+        found = [json.loads((tmp_path / run / "quality.json").read_text()) for run in runs]
+        assert found[0]["before"] == found[1]["before"]
+        psnr = [own["after"]["psnr"]["mean"] for own in found]
+        assert psnr[0] == pytest.approx(psnr[1], abs=0.01)

@@ -241,6 +241,16 @@ def test_mistakes_are_told(words, told):
         (["--auto-batch", "--adversarial-weight", "1"], "--auto-batch would change the weight of"),
         (["--crops", "0"], "--crops must be at least 1"),
         (["--kl-weight", "-1"], "--kl-weight must not be negative"),
+        (["--perceptual", "judge"], "perceptual"),
+        (["--perceptual-weight", "2"], "weights --perceptual encoder or lpips: pass one"),
+        (
+            ["--perceptual", "encoder", "--perceptual-weight", "-1"],
+            "--perceptual-weight must not be negative",
+        ),
+        (
+            ["--perceptual", "encoder", "--train", "all", "--from-config", "x"],
+            "--perceptual encoder needs a trained one: pass --model instead",
+        ),
         (["--reconstruction", "l3"], "reconstruction"),
     ],
 )

@@ -19,6 +19,7 @@ from ldm_toolkit.training.methods.full import FullUNet
 from ldm_toolkit.training.methods.lora import LoraUNet
 from ldm_toolkit.training.methods.textual_inversion import TextualInversion
 from ldm_toolkit.training.methods.vae import VAEMethod
+from ldm_toolkit.training.perceptual import EncoderDistance
 from ldm_toolkit.training.prepare import _caption_rows, caption_tokens, load_tokenizer
 
 
@@ -188,7 +189,9 @@ def vae_method(output: Path, data: Path, **options: Any) -> tuple[VAEMethod, VAE
     """The autoencoder method on an image folder."""
     settings = {"data": str(data), "output": str(output), "size": 64, "crop": 32, "batch_size": 4}
     config = VAEConfig(**(settings | options))
-    return VAEMethod(tiny_vae(), config, ImageFolder(data, config.size)), config
+    vae = tiny_vae()
+    perceptual = EncoderDistance(vae) if config.perceptual == "encoder" else None
+    return VAEMethod(vae, config, ImageFolder(data, config.size), perceptual), config
 
 
 class Line:

@@ -38,10 +38,20 @@ class _VAEStep(nn.Module):
 
 
 class VAEMethod:
-    """The decoder or the whole autoencoder, on random crops."""
+    """The decoder or the whole autoencoder, on random crops.
 
-    def __init__(self, vae: AutoencoderKL, config: VAEConfig, source: Source) -> None:
+    ``perceptual`` is one of the distances of `training.perceptual`.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        config: VAEConfig,
+        source: Source,
+        perceptual: nn.Module | None = None,
+    ) -> None:
         self.vae, self._config, self._source = vae, config, source
+        self._perceptual = perceptual  # beside the module: never trained, never saved
         self._index = PermutationIndex(config.seed, len(source))
         self._held: tuple[int, Tensor] = (-1, torch.empty(0))
         self._pixels = torch.empty(0)
@@ -90,7 +100,7 @@ class VAEMethod:
         return self._held[1]
 
     def loss(self, outputs: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        """Distance, gradient and KL terms, and the PatchGAN's, which counts after its start."""
+        """Distances, gradient and KL terms, and the PatchGAN's, which counts after its start."""
         config, made = self._config, outputs["made"]
         pixels = self._pixels.to(made.device)
         fit = objectives.reconstruction_loss(
@@ -101,6 +111,9 @@ class VAEMethod:
         ).mean()
         mse = (made.detach().float() - pixels).square().mean()
         logs = {"psnr": float(10 * torch.log10(4.0 / mse)), "kl": float(kl.detach())}
+        if self._perceptual is not None:
+            far = self._perceptual.to(made.device)(made.float(), pixels).mean()
+            fit, logs["perceptual"] = fit + config.perceptual_weight * far, float(far.detach())
         loss = fit + config.kl_weight * kl
         if "fooled" in outputs:
             critic = variational.discriminator_hinge(
