@@ -255,7 +255,8 @@ def _row(
     """One row, checked. Raises UserError with everything that is wrong."""
     problems: list[str] = []
     named = _named(values, problems)
-    files = {name: named.pop(name) for name in ("image", "mask") if name in named}
+    names: tuple[str, ...] = ("image", "mask")
+    files = {name: named.pop(name) for name in names if name in named}
     if "image" not in files:
         if "mask" in files or "strength" in named:
             problems.append("mask and strength need an image")

@@ -85,4 +85,4 @@ def _group(kind: type, parser: jsonargparse.ArgumentParser) -> None:
             told = (base.__doc__ or "").strip().splitlines()[0].rstrip(".")
             title = "Options of this command alone" if base is kind else told
             parser.add_argument_group(title)._group_actions.extend(own)
-    parser._action_groups.remove(everything)
+    everything._group_actions[:] = left.values()  # none: every field has its dataclass
