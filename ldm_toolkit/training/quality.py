@@ -123,7 +123,12 @@ def _measures(lpips: Lpips | None, device: torch.device) -> dict[str, Measure]:
         from torchmetrics.functional.image import structural_similarity_index_measure as ssim
     except ImportError:
         return found
-    found["ssim"] = lambda made, pixels: ssim(made / 2 + 0.5, pixels / 2 + 0.5, data_range=1.0)
+
+    def similarity(made: Tensor, pixels: Tensor) -> Tensor:
+        found = ssim(made / 2 + 0.5, pixels / 2 + 0.5, data_range=1.0)
+        return found if isinstance(found, Tensor) else found[0]  # the others of a full answer
+
+    found["ssim"] = similarity
     lpips = lpips if lpips is not None else cached_lpips()
     if lpips is not None:
         found["lpips"] = lpips.to(device)
