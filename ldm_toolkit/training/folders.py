@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from ldm_toolkit.errors import ModelError
-from ldm_toolkit.files import write_atomic
+from ldm_toolkit.errors import CannotWrite, ModelError
+from ldm_toolkit.files import staged_directory, write_atomic
 from ldm_toolkit.models.identity import bundled_models
 
-__all__ = ["complete_model", "load_network", "model_folder", "network_config", "write_json"]
+__all__ = [
+    "complete_model",
+    "load_network",
+    "model_folder",
+    "network_config",
+    "save_network",
+    "write_json",
+]
 
 _PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
 
@@ -53,6 +61,18 @@ def load_network(kind: Any, folder: Path) -> Any:
         raise ModelError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
+def save_network(network: Any, folder: Path) -> None:
+    """Write a component as diffusers does, into a folder that is whole or as before.
+
+    Raises CannotWrite.
+    """
+    try:
+        with staged_directory(folder) as staging:
+            network.save_pretrained(staging)
+    except SafetensorError as error:  # what safetensors raises on a full disk
+        raise CannotWrite(f"cannot write {folder}: {error}") from error
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file that is whole or as before. Raises CannotWrite."""
     write_atomic(path, json.dumps(dict(value), indent=2).encode())
@@ -77,7 +97,7 @@ def complete_model(
         if not origin.is_dir():
             raise ModelError(f"{origin} is missing; expected a model in the diffusers layout")
         if origin.resolve() != (output / name).resolve():
-            shutil.copytree(origin, output / name, dirs_exist_ok=True)
+            _copy(origin, output / name)
     if scheduler_config is not None:
         write_json(output / "scheduler" / "scheduler_config.json", scheduler_config)
     scheduler = network_config(output / "scheduler", "scheduler_config.json")["_class_name"]
@@ -93,3 +113,13 @@ def complete_model(
         "vae": ["diffusers", "AutoencoderKL"],
     }
     write_json(output / "model_index.json", index)
+
+
+def _copy(origin: Path, target: Path) -> None:
+    try:
+        shutil.copytree(origin, target, dirs_exist_ok=True)
+    except OSError as error:
+        # Of shutil a list of what went wrong with each file, of the system one thing.
+        several = isinstance(error, shutil.Error)
+        reason = error.args[0][0][2] if several else error.strerror or error
+        raise CannotWrite(f"cannot write {target}: {reason}") from error

@@ -24,6 +24,7 @@ from ldm_toolkit.training.folders import (
     load_network,
     model_folder,
     network_config,
+    save_network,
 )
 from ldm_toolkit.training.held_out import hold_out
 from ldm_toolkit.training.loop import train
@@ -99,7 +100,7 @@ def _standardise(folder: Path, method: VAEMethod, crops: int, batches: int = 64)
     places = range(0, batches * crops, crops)  # one crop of each picture
     means = [vae.encode(method.batch([place])["pixels"]).latent_dist.mean for place in places]
     standardise_latents_(vae, torch.cat(means))
-    vae.save_pretrained(folder)
+    save_network(vae, folder)
 
 
 def train_unet(

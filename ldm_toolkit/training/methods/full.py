@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ldm_toolkit.training.folders import save_network
 from ldm_toolkit.training.methods.unet_step import UNetMethod
 
 __all__ = ["FullUNet"]
@@ -12,4 +13,4 @@ class FullUNet(UNetMethod):
 
     def save(self, folder: Path) -> None:
         """``folder/unet``."""
-        self.unet.save_pretrained(folder / "unet")
+        save_network(self.unet, folder / "unet")
