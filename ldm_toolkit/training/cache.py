@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ldm_toolkit.errors import CannotWrite
 from ldm_toolkit.files import write_atomic
 from ldm_toolkit.progress import follow
 
@@ -47,7 +48,10 @@ def cached_rows(
     ``compute`` gets up to 8 indices and returns a tensor with one row each. Raises CannotWrite.
     """
     home = folder / f"{label}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"cannot write {home}: {error.strerror or error}") from error
     shards = []
     starts = range(0, length, _SHARD)
     for start in follow(starts, len(starts), f"caching {label}", tell=logger.info, what="shard"):

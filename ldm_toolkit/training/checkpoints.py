@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ldm_toolkit.errors import CannotWrite, ModelError
+from ldm_toolkit.errors import CannotWrite, ModelError, UserError, listed
 from ldm_toolkit.files import sha256_file, staged_directory
 from ldm_toolkit.training.cache import tensors_hash
 
@@ -74,15 +74,26 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint; damaged ones are named in the log and passed over."""
+    """The newest whole checkpoint; damaged ones are named in the log and passed over.
+
+    None where there are none at all. Raises UserError where there are some and none of them is
+    whole: they may only be unreadable today, and a run from the start would remove them.
+    """
     if not folder.is_dir():
         return None
+    reasons = []
     steps = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
     for path in sorted(steps, reverse=True):
         try:
             return _load(path)
         except _DAMAGE as error:
-            logger.warning("checkpoint %s is damaged (%s); using the one before", path.name, error)
+            reasons.append(f"{path.name}: {error}")
+            logger.warning("checkpoint %s is damaged (%s) and passed over", path.name, error)
+    if reasons:
+        raise UserError(
+            f"no checkpoint in {folder} is whole ({listed(reasons)}); put one back, pass another "
+            "--output, or --resume false to start again"
+        )
     return None
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from ldm_toolkit.errors import ModelError
-from ldm_toolkit.files import write_atomic
+from ldm_toolkit.errors import CannotWrite, ModelError
+from ldm_toolkit.files import staged_directory, write_atomic
 from ldm_toolkit.training.inputs import network_config
 
-__all__ = ["complete_model", "load_network", "write_json"]
+__all__ = ["complete_model", "load_network", "save_network", "write_json"]
 
 _PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
 
@@ -25,6 +26,18 @@ def load_network(kind: Any, folder: Path) -> Any:
         return kind.from_pretrained(str(folder), **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def save_network(network: Any, folder: Path) -> None:
+    """Write a component as diffusers does, into a folder that is whole or as before.
+
+    Raises CannotWrite.
+    """
+    try:
+        with staged_directory(folder) as staging:
+            network.save_pretrained(staging)
+    except SafetensorError as error:  # what safetensors raises on a full disk
+        raise CannotWrite(f"cannot write {folder}: {error}") from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -51,7 +64,7 @@ def complete_model(
         if not origin.is_dir():
             raise ModelError(f"{origin} is missing; expected a model in the diffusers layout")
         if origin.resolve() != (output / name).resolve():
-            shutil.copytree(origin, output / name, dirs_exist_ok=True)
+            _copy(origin, output / name)
     if scheduler_config is not None:
         write_json(output / "scheduler" / "scheduler_config.json", scheduler_config)
     scheduler = network_config(output / "scheduler", "scheduler_config.json")["_class_name"]
@@ -67,3 +80,13 @@ def complete_model(
         "vae": ["diffusers", "AutoencoderKL"],
     }
     write_json(output / "model_index.json", index)
+
+
+def _copy(origin: Path, target: Path) -> None:
+    try:
+        shutil.copytree(origin, target, dirs_exist_ok=True)
+    except OSError as error:
+        # Of shutil a list of what went wrong with each file, of the system one thing.
+        several = isinstance(error, shutil.Error)
+        reason = error.args[0][0][2] if several else error.strerror or error
+        raise CannotWrite(f"cannot write {target}: {reason}") from error

@@ -22,7 +22,7 @@ from ldm_toolkit.training.cache import module_hash
 from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Plan, Source, check_data
 from ldm_toolkit.training.data.geometry import Geometry
-from ldm_toolkit.training.folders import complete_model, load_network
+from ldm_toolkit.training.folders import complete_model, load_network, save_network
 from ldm_toolkit.training.held_out import a_few, hold_out
 from ldm_toolkit.training.inputs import model_folder, network_config
 from ldm_toolkit.training.loop import train
@@ -125,7 +125,7 @@ def _standardise(folder: Path, method: VAEMethod, crops: int, batches: int = 64)
     places = range(0, batches * crops, crops)  # one crop of each picture
     means = [vae.encode(method.batch([place])["pixels"]).latent_dist.mean for place in places]
     standardise_latents_(vae, torch.cat(means))
-    vae.save_pretrained(folder)
+    save_network(vae, folder)
 
 
 def train_unet(

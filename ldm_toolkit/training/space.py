@@ -1,4 +1,4 @@
-"""Whether the disk has room for all that a run writes, before its first step."""
+"""Whether the disk takes all that a run writes, before its first step."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ __all__ = ["check_space", "checkpoint_bytes"]
 
 
 def check_space(run: RunState) -> None:
-    """Raise CannotWrite where checkpoints and result will not fit.
+    """Make the folder of the checkpoints; raise CannotWrite where they or the result will not fit.
 
     ``keep`` checkpoints stay while the next one is written. Those of a run that goes on are counted
     as room, because new ones take their place.
@@ -32,6 +32,10 @@ def check_space(run: RunState) -> None:
             f"{copies} checkpoints of {_size(one)} while one is written, and {_size(result)} for "
             "the result; make room or choose another --output"
         )
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"cannot write {run.folder}: {error.strerror or error}") from error
 
 
 def checkpoint_bytes(run: RunState) -> int:

@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm_toolkit.storybook import scenes
 from ldm_toolkit.training.config import TextEncoderConfig
+from ldm_toolkit.training.folders import save_network
 from ldm_toolkit.training.rng import generator
 
 __all__ = ["AttributeText", "train_tokenizer"]
@@ -136,7 +137,7 @@ class AttributeText:
 
     def save(self, folder: Path) -> None:
         """``folder/text_encoder`` and ``folder/tokenizer``."""
-        self.encoder.save_pretrained(folder / "text_encoder")
+        save_network(self.encoder, folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
         write_vocabulary(self.tokenizer, folder / "tokenizer")
 

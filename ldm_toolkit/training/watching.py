@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import CannotWrite, UserError
 from ldm_toolkit.progress import Progress
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.resume import trim_metrics
@@ -33,6 +33,7 @@ class Watch(AbstractContextManager):
         self._rate = 0.0
         if accelerator.is_main_process:
             trim_metrics(self._metrics, step)
+            self._write("")  # a file that cannot be written is told before the first step
         if accelerator.log_with:
             _start_trackers(config, accelerator, step)
         self._progress: Progress | None = None
@@ -58,11 +59,18 @@ class Watch(AbstractContextManager):
         line: dict[str, Any] = {"step": step, **logs, "seconds": round(seconds, 3)}
         if validation is not None:
             line["validation"] = validation
-        with open(self._metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._write(json.dumps(line) + "\n")
         if self._accelerator.log_with:
             values = {**logs, "samples_per_second": rate, "validation": validation or {}}
             self._accelerator.log(_flat(values), step=step)
+
+    def _write(self, line: str) -> None:
+        try:
+            with open(self._metrics, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            reason = error.strerror or error
+            raise CannotWrite(f"cannot write {self._metrics}: {reason}") from error
 
     def __exit__(self, *exception: object) -> None:
         if self._progress is not None:

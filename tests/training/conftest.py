@@ -86,6 +86,7 @@ class Trainer:
 
     def __init__(self, folder: Path) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+        environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # there is no network
         self._server = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("train_server.py"))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder,
@@ -95,14 +96,21 @@ class Trainer:
             raise RuntimeError("the training server did not start")
 
     def start(
-        self, script: str, *words: object, die: Any = None, report: str | None = None
+        self,
+        script: str,
+        *words: object,
+        die: Any = None,
+        report: str | None = None,
+        limit: int | None = None,
+        full: Any = None,
     ) -> Child:
         """Start a script; it runs on while the test goes on."""
         self._count += 1
         out, err = (self._folder / f"{self._count}.{kind}" for kind in ("out", "err"))
         request = {
             "script": str(SCRIPTS[script]), "words": [str(word) for word in words],
-            "out": str(out), "err": str(err), "die": die, "report": report,
+            "out": str(out), "err": str(err), "die": die, "report": report, "limit": limit,
+            "full": full,
         }  # fmt: skip
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()

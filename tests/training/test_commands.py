@@ -256,6 +256,17 @@ def test_mistakes_are_one_line_and_exit_2(words, told, trainer, tiny_model, pict
     assert steps_of(tmp_path / "o" / "metrics.jsonl") == []
 
 
+@pytest.mark.slow
+def test_a_data_set_of_the_hub_without_a_network(trainer, tiny_model, tmp_path):
+    pytest.importorskip("datasets")
+    child = trainer.run("finetune_unet", "--model", tiny_model, "--data", "nobody/nothing",
+                        "--output", tmp_path / "o", *SMALL)  # fmt: skip
+    assert child.wait() == 2, child.errors
+    last = child.errors.strip().splitlines()[-1]
+    assert last.startswith("finetune_unet.py: error: there is no folder nobody/nothing here")
+    assert "Traceback" not in child.errors
+
+
 def test_an_output_that_cannot_be_made(trainer, tiny_model, pictures, tmp_path):
     (tmp_path / "file").write_text("x")
     child = trainer.run("finetune_vae", "--model", tiny_model, "--data", pictures, "--output",

@@ -1,79 +1,19 @@
-"""Killed at any moment and started again by the same command: the same bits as without a kill."""
+"""Stopped by a signal or with other options: what the same command does then."""
 
-import json
-import random
 import shlex
 import signal
-import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from training_tools import steps_of, wait_for
 
 STEPS = 30
 COMMON = ["--size", 64, "--steps", STEPS, "--batch_size", 2, "--checkpoint_every", 3,
           "--warmup", 4, "--lr", "1e-3", "--threads", 1, "--seed", 5]  # fmt: skip
-CASES = {
-    "finetune_unet": ("unet", []),
-    "finetune_vae": (
-        "vae",
-        ["--crop", 32, "--crops", 2, "--train", "all", "--adversarial_weight", 0.5],
-    ),
-}
-IN_A_SAVE = [
-    ["ldm_toolkit.training.checkpoints", "save_file", 2],  # one file written
-    ["os", "rename", 1],  # whole, under its temporary name
-]
-AFTER_A_SAVE = ["ldm_toolkit.training.checkpoints", "prune", 1]
 
 
-def command(script: str, model: Path, data: Path, output: Path) -> list:
-    words = ["--model", model, "--data", data, "--output", output, *COMMON, *CASES[script][1]]
-    return [script, *words]
-
-
-@pytest.mark.parametrize("script", list(CASES))
-def test_five_kills_change_no_bit(script, trainer, tiny_model, pictures, tmp_path):
-    part = CASES[script][0]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert trainer.run(*command(script, tiny_model, pictures, whole)).wait() == 0
-
-    rng = random.Random(f"kills of {script}")
-    words = command(script, tiny_model, pictures, killed)
-    metrics = killed / "metrics.jsonl"
-    inside = 0
-    for number in range(5):
-        if number in (1, 3):
-            child = trainer.run(*words, die=IN_A_SAVE[number // 2])
-            inside += len(list((killed / "checkpoints").glob(".step-*.tmp")))
-        else:
-            child = trainer.start(*words)
-            target = max(steps_of(metrics), default=0) // 3 * 3 + rng.randrange(2, 5)
-            wait_for(lambda step=target: max(steps_of(metrics), default=0) >= step)
-            time.sleep(rng.random() * 0.05)
-            child.kill(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL, child.errors
-    assert trainer.run(*words, die=AFTER_A_SAVE).wait() == -signal.SIGKILL
-    assert inside >= 2
-    assert 3 < max(steps_of(metrics)) < STEPS
-    child = trainer.run(*words)
-    assert child.wait() == 0, child.errors
-    assert "resumed at step" in child.errors
-
-    name = "diffusion_pytorch_model.safetensors"
-    expected, found = load_file(whole / part / name), load_file(killed / part / name)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
-    assert steps_of(metrics) == list(range(1, STEPS + 1))
-    assert losses(metrics) == losses(whole / "metrics.jsonl")
-    assert not list((killed / "checkpoints").glob(".*"))
-    assert len(list((killed / "checkpoints").iterdir())) == 2
-
-
-def losses(metrics: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
+def command(model: Path, data: Path, output: Path) -> list:
+    return ["finetune_unet", "--model", model, "--data", data, "--output", output, *COMMON]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +22,7 @@ def losses(metrics: Path) -> list[float]:
 def test_a_signal_saves_and_the_same_command_goes_on(
     number, code, trainer, tiny_model, pictures, tmp_path
 ):
-    words = command("finetune_unet", tiny_model, pictures, tmp_path)
+    words = command(tiny_model, pictures, tmp_path)
     words[words.index("--checkpoint_every") + 1] = 1000
     child = trainer.start(*words)
     metrics = tmp_path / "metrics.jsonl"
@@ -154,7 +94,7 @@ def test_starting_again_leaves_nothing_of_the_first_run(half_run, trainer):
 def half_run(trainer, tiny_model, pictures, tmp_path_factory) -> tuple[list, Path]:
     """The words of a command and its output after six steps."""
     output = tmp_path_factory.mktemp("half") / "run"
-    words = command("finetune_unet", tiny_model, pictures, output)
+    words = command(tiny_model, pictures, output)
     words += ["--steps", 6, "--lr_schedule", "constant"]
     assert trainer.run(*words).wait() == 0
     return words, output

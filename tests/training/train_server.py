@@ -2,12 +2,16 @@
 
 A line of JSON on stdin starts a script; the answers on stdout are its process id and, when it has
 ended, its exit code (negative for a signal). ``die`` = [module, function, n] makes the process
-kill itself with SIGKILL at the n-th call of that function: a kill at a known place.
+kill itself with SIGKILL at the n-th call of that function: a kill at a known place. ``limit`` is
+the most bytes that a file may get; ``full`` = [folder, n] fills the folder's disk up after n files
+or folders: both as on a disk without room.
 """
 
+import errno
 import importlib
 import json
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -46,8 +50,29 @@ def die_at(module: str, name: str, number: int) -> None:
     setattr(home, name, counting)
 
 
+def fill_up(folder: str, number: int) -> None:
+    """From now on let this process make ``number`` files and folders below ``folder``, no more."""
+    count = [0]
+
+    def watch(event: str, arguments: tuple) -> None:
+        made = event == "os.mkdir" or (event == "open" and (arguments[2] or 0) & os.O_ACCMODE)
+        if made and str(arguments[0]).startswith(folder):
+            count[0] += 1
+            if count[0] > number:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), arguments[0])
+
+    sys.addaudithook(watch)
+
+
 def run(
-    script: str, words: list[str], out: str, err: str, die: Sequence | None, report: str | None
+    script: str,
+    words: list[str],
+    out: str,
+    err: str,
+    die: Sequence | None,
+    report: str | None,
+    limit: int | None,
+    full: Sequence | None,
 ) -> int:
     """The script in this process, with its streams; its exit code. ``report`` names a function."""
     os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT, 0o600), 1)
@@ -58,6 +83,10 @@ def run(
     torch.set_num_threads(1)
     if die is not None:
         die_at(*die)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if full is not None:
+        fill_up(*full)
     sys.argv = [script, *words]
     try:
         runpy.run_path(script, run_name="__main__")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ldm_toolkit.training.folders import save_network
 from ldm_toolkit.training.methods.unet_step import UNetMethod
 
 __all__ = ["FullUNet"]
@@ -12,6 +13,6 @@ class FullUNet(UNetMethod):
 
     def save(self, folder: Path) -> None:
         """``folder/unet``, and ``folder/text_encoder`` where it is trained."""
-        self.unet.save_pretrained(folder / "unet")
+        save_network(self.unet, folder / "unet")
         if self.encoder is not None:
-            self.encoder.save_pretrained(folder / "text_encoder")
+            save_network(self.encoder, folder / "text_encoder")

@@ -12,6 +12,7 @@ from ldm_toolkit.theory import variational
 from ldm_toolkit.training import objectives
 from ldm_toolkit.training.config import VAEConfig
 from ldm_toolkit.training.data import Source
+from ldm_toolkit.training.folders import save_network
 from ldm_toolkit.training.rng import PermutationIndex, generator
 
 __all__ = ["VAEMethod"]
@@ -129,4 +130,4 @@ class VAEMethod:
 
     def save(self, folder: Path) -> None:
         """``folder/vae``."""
-        self.vae.save_pretrained(folder / "vae")
+        save_network(self.vae, folder / "vae")
