@@ -18,6 +18,9 @@ SHEET_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "accessory": tuple(scenes.ACCESSORIES),
     "colour": tuple(scenes.COLOURS),
     "setting": tuple(scenes.SETTINGS),
+    "weather": tuple(scenes.WEATHERS),
+    "place": tuple(scenes.PLACES),
+    "size": tuple(scenes.SIZES),
 }
 
 

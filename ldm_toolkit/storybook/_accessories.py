@@ -1,12 +1,23 @@
 """What subjects wear: one function an accessory, drawn at the subject's anchor points."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ldm_toolkit.storybook._canvas import INK, RGB, WHITE, Canvas, band, ellipse, mix, rounded
+from ldm_toolkit.storybook._canvas import (
+    INK,
+    RGB,
+    WHITE,
+    Canvas,
+    band,
+    ellipse,
+    mix,
+    rounded,
+    smooth,
+)
 
 LENS: RGB = (226, 242, 250)
 
@@ -16,7 +27,8 @@ class Anchors:
     """Where a subject wears things, in the subject's own coordinates.
 
     `width` is the width of the head, the measure of every accessory; `tilt` in degrees;
-    in `profile` only the first of the two eyes is seen.
+    in `profile` only the first of the two eyes is seen. `ears` is how far headphones sit from the
+    middle of the eyes, `hold` where a string or a handle is held.
     """
 
     top: tuple[float, float]
@@ -27,6 +39,8 @@ class Anchors:
     neck_width: float = 0.28
     tilt: float = 0.0
     profile: bool = False
+    ears: float = 0.2
+    hold: tuple[float, float] = (0.7, 0.7)
 
 
 def _at(origin: tuple[float, float], unit: float, degrees: float, points: object) -> np.ndarray:
@@ -118,10 +132,66 @@ def _bow_tie(canvas: Canvas, anchors: Anchors, fill: RGB) -> None:
     canvas.shape(put(ellipse(0, 0, 0.095, 0.11)), mix(fill, INK, 0.22))
 
 
+def _headphones(canvas: Canvas, anchors: Anchors, fill: RGB) -> None:
+    x = sum(eye[0] for eye in anchors.eyes) / 2
+    y = sum(eye[1] for eye in anchors.eyes) / 2 + 0.02
+    reach, top = anchors.ears, anchors.top[1] - 0.005
+    arc = [(x + reach * math.cos(a), y - (y - top) * math.sin(a))
+           for a in (math.pi * k / 8 for k in range(9))]  # fmt: skip
+    canvas.shape(band(arc, 0.042), fill)
+    for side in (-1, 1):
+        inner, outer = x + side * (reach - 0.035), x + side * (reach + 0.05)
+        cup = rounded([(inner, y - 0.085), (outer, y - 0.075), (outer, y + 0.075),
+                       (inner, y + 0.085)], 2)  # fmt: skip
+        canvas.shape(cup, fill, mix(fill, INK, 0.22))
+        canvas.shape(ellipse(inner, y, 0.028, 0.075), mix(fill, INK, 0.55), line=0.7)
+
+
+def _balloon(canvas: Canvas, anchors: Anchors, fill: RGB) -> None:
+    x, y = 0.865, 0.215
+    hold_x, hold_y = anchors.hold
+    string = [(hold_x, hold_y), ((hold_x + x) / 2 + 0.02, (hold_y + y) / 2 + 0.06), (x, y + 0.13)]
+    canvas.stroke(string, 0.009)
+    canvas.shape(ellipse(hold_x, hold_y, 0.014, 0.014), INK, line=0)
+    canvas.shape([(x, y + 0.11), (x + 0.028, y + 0.155), (x - 0.028, y + 0.155)], fill, line=0.8)
+    round_ = [(0, -0.125), (0.075, -0.09), (0.1, -0.01), (0.06, 0.08), (0, 0.125), (-0.06, 0.08),
+              (-0.1, -0.01), (-0.075, -0.09)]  # fmt: skip
+    canvas.shape(smooth([(x + dx, y + dy) for dx, dy in round_]), fill, mix(fill, INK, 0.2))
+    canvas.shape(ellipse(x - 0.035, y - 0.05, 0.018, 0.03, 20), mix(fill, WHITE, 0.75), line=0)
+
+
+def _umbrella(canvas: Canvas, anchors: Anchors, fill: RGB) -> None:
+    x, y, half, rise = 0.66, 0.1, 0.35, 0.2
+    low = anchors.hold[1]
+    handle = [(x, y - rise), (x + 0.06, 0.3), (0.765, low - 0.12), (0.775, low)]
+    canvas.shape(band(handle, 0.026), (122, 82, 52))
+    hook = [(0.775, low), (0.78, low + 0.05), (0.815, low + 0.055), (0.825, low + 0.02)]
+    canvas.shape(band(hook, 0.03), (122, 82, 52))
+    dome = [(x + half * math.cos(a), y - rise * math.sin(a))
+            for a in (math.pi * k / 14 for k in range(15))]  # fmt: skip
+    ribs = [x + half * share for share in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+    for left, right in itertools.pairwise(ribs):
+        dome += [(left + (right - left) * t, y - 0.05 * math.sin(math.pi * t))
+                 for t in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]  # fmt: skip
+    canvas.shape(dome, fill)
+    stripe = mix(fill, WHITE, 0.55)
+    for left, right in (ribs[0:2], ribs[2:4]):
+        lower = [(left + (right - left) * t, y - 0.045 * math.sin(math.pi * t) - 0.008)
+                 for t in (0.06, 0.3, 0.5, 0.7, 0.94)]  # fmt: skip
+        canvas.shape([*lower, (x, y - rise + 0.01)], stripe, line=0)
+    for rib in ribs[1:-1]:
+        middle = ((x + rib) / 2 + (rib - x) * 0.14, y - rise * 0.62)
+        canvas.stroke([(x, y - rise), middle, (rib, y)], 0.008)
+    canvas.shape(ellipse(x, y - rise - 0.012, 0.016, 0.022), INK, line=0)
+
+
 DRAW: dict[str, Callable[[Canvas, Anchors, RGB], None]] = {
     "hat": _hat,
     "scarf": _scarf,
     "glasses": _glasses,
     "crown": _crown,
     "bow tie": _bow_tie,
+    "headphones": _headphones,
+    "balloon": _balloon,
+    "umbrella": _umbrella,
 }

@@ -84,6 +84,8 @@ class Canvas:
         self._matrix = np.eye(2)
         self._shift = np.zeros(2)
         self._line = LINE
+        self.light: tuple[RGB, float] | None = None
+        """A colour that all others go towards, and how far; the light of a background."""
 
     def place(self, centre: Point, scale: float, degrees: float, flip: bool, shift: Point) -> None:
         """Map later coordinates: mirror, turn and size around `centre`, then shift."""
@@ -97,6 +99,7 @@ class Canvas:
 
     def gradient(self, top: RGB, bottom: RGB) -> None:
         """Fill the whole picture from top to bottom."""
+        top, bottom = self._lit(top), self._lit(bottom)
         share = np.linspace(0, 1, self._pixels)[:, None]
         column = np.asarray(top) * (1 - share) + np.asarray(bottom) * share
         strip = Image.fromarray(column.round().astype(np.uint8)[:, None, :])
@@ -146,7 +149,10 @@ class Canvas:
         return np.asarray(points, dtype=float) @ self._matrix + self._shift
 
     def _polygon(self, points: np.ndarray, fill: RGB) -> None:
-        self._draw.polygon((points * self._pixels - 0.5).ravel().tolist(), fill=fill)
+        self._draw.polygon((points * self._pixels - 0.5).ravel().tolist(), fill=self._lit(fill))
+
+    def _lit(self, fill: RGB) -> RGB:
+        return fill if self.light is None else mix(fill, *self.light)
 
 
 _TURNS = np.linspace(0, 2 * math.pi, 49)[:-1]

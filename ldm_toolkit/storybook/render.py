@@ -1,11 +1,20 @@
 """Pictures of scenes: the same scene gives the same picture, at any size."""
 
+import random
+
 from PIL import Image
 
-from ldm_toolkit.storybook import _accessories, _settings, _subjects, scenes
+from ldm_toolkit.storybook import _accessories, _animals, _settings, _things, scenes
 from ldm_toolkit.storybook._canvas import Canvas, ellipse, mix
+from ldm_toolkit.storybook._figure import Pose, Tones
 
 SHADE_RANGE = 0.08  # how far the seed may lighten or darken a colour
+SMALL = 0.55  # of the size of a big subject
+SIDES = {"left": -0.24, "middle": 0.0, "right": 0.24}
+
+_DRAW = _animals.DRAW | _things.DRAW
+_AFLOAT = ("boat", "rocket")
+_HEADROOM = {"hat": 0.05, "crown": 0.05, "umbrella": 0.14}
 
 
 def render(scene: scenes.Scene, size: int = 512) -> Image.Image:
@@ -17,21 +26,35 @@ def render(scene: scenes.Scene, size: int = 512) -> Image.Image:
     if size < 8:
         raise ValueError(f"size is {size}: a picture needs at least 8 pixels")
     canvas = Canvas(size)
-    ground = _settings.DRAW[scene.setting](canvas, scenes.generator("setting", scene.seed))
+    sky = _settings.Sky(scene.weather, scenes.generator("weather", scene.seed))
+    ground = _settings.DRAW[scene.setting](canvas, scenes.generator("setting", scene.seed), sky)
     draw = scenes.generator("pose", scene.seed)
-    pose = _subjects.Pose.sample(draw)
-    tall = scene.accessory in ("hat", "crown")
-    scale = (0.95 if tall else 1.0) + 0.08 * (draw.random() - 0.5)
-    shift = (0.08 * (draw.random() - 0.5), (0.025 if tall else 0.0) + 0.03 * (draw.random() - 0.5))
-    canvas.place((0.5, 0.55), scale, 7 * (draw.random() - 0.5), draw.random() < 0.5, shift)
-    if scene.subject != "boat":
+    pose = Pose.sample(draw)
+    _place(canvas, scene, draw)
+    if scene.subject not in _AFLOAT:
         canvas.shape(ellipse(0.5, 0.885, 0.33, 0.04), ground, line=0)
+    canvas.light = None
     base = scenes.COLOURS[scene.colour]
     change = SHADE_RANGE * (2 * draw.random() - 1)
     if scene.colour != "white":
         base = mix(base, (255, 255, 255) if change > 0 else (0, 0, 0), abs(change))
-    anchors = _subjects.DRAW[scene.subject](canvas, _subjects.Tones.of(base), pose)
+    anchors = _DRAW[scene.subject](canvas, Tones.of(base), pose)
     if scene.accessory is not None:
         colour = scenes.ACCESSORY_RGB[scene.accessory_colour or "red"]
         _accessories.DRAW[scene.accessory](canvas, anchors, colour)
+    canvas.place((0.5, 0.5), 1.0, 0.0, False, (0.0, 0.0))
+    sky.in_front(canvas)
     return canvas.finish()
+
+
+def _place(canvas: Canvas, scene: scenes.Scene, draw: random.Random) -> None:
+    """Where the figure stands, how large it is and which way it looks."""
+    room = _HEADROOM.get(scene.accessory or "", 0.0)
+    scale = (1.0 - room) + 0.08 * (draw.random() - 0.5)
+    x, y = 0.08 * (draw.random() - 0.5), room / 2 + 0.03 * (draw.random() - 0.5)
+    degrees, flip = 7 * (draw.random() - 0.5), draw.random() < 0.5
+    if scene.size == "small":
+        scale *= SMALL
+        x += SIDES[scene.place]
+        y += (1 - SMALL) * 0.3
+    canvas.place((0.5, 0.55), scale, degrees, flip, (x, y))

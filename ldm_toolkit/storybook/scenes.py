@@ -8,16 +8,21 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from ldm_toolkit.storybook._tables import (
     ACCESSORIES,
     COLOURS,
     LOST_IN,
+    PLACES,
     SETTINGS,
+    SIZES,
     SUBJECTS,
     TOO_NEAR,
+    WEATHERS,
+    Setting,
+    Weather,
 )
 from ldm_toolkit.storybook._tables import ACCESSORY_RGB as ACCESSORY_RGB
 
@@ -26,10 +31,16 @@ SPLITS = ("train", "test", "all")
 TEST_SHARE = 9  # one composition in nine is held out
 
 ACCESSORY_OMITTED = 0.03  # a caption without an accessory should nearly always mean none is there
+WEATHER_OMITTED = 0.05
 COLOUR_OMITTED = 0.22
 SETTING_OMITTED = 0.28
+ACCESSORY_COLOUR_NAMED = 0.4
+SIZE_NAMED = {"big": 0.12, "small": 0.85}
+PLACE_NAMED = {"left": 0.6, "middle": 0.04, "right": 0.6}
+
 NO_ACCESSORY = 0.2  # at least; half of the subjects that can wear a single thing wear none
-ACCESSORY_COLOUR_NAMED = 0.0  # the grammar can name it; this edition of the captions does not
+SMALL = 0.22
+WEATHER = 0.33
 
 
 @dataclass(frozen=True)
@@ -50,13 +61,16 @@ class Composition:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture: a composition, the accessory's own colour, and the seed of everything else."""
+    """One picture: a composition, what the split leaves open, and the seed of everything else."""
 
     subject: str
     colour: str
     accessory: str | None
     setting: str
     accessory_colour: str | None = None
+    weather: str | None = None
+    size: str = "big"
+    place: str = "middle"
     seed: int = 0
 
     @property
@@ -113,12 +127,13 @@ def accessory_colours(composition: Composition) -> tuple[str, ...]:
 
 
 def make_scene(composition: Composition, seed: int) -> Scene:
-    """The scene of a composition for a seed, which chooses the accessory's colour too."""
+    """The plain scene of a composition for a seed, which chooses the accessory's colour too."""
     worn = composition.accessory
     colour = None
     if worn is not None:
         colour = _pick(generator("accessory", seed), accessory_colours(composition))
-    return Scene(composition.subject, composition.colour, worn, composition.setting, colour, seed)
+    subject, setting = composition.subject, composition.setting
+    return Scene(subject, composition.colour, worn, setting, colour, seed=seed)
 
 
 def sample_scene(seed: int, index: int, split: str = "train") -> Scene:
@@ -135,16 +150,31 @@ def sample_scene(seed: int, index: int, split: str = "train") -> Scene:
         colour, setting = _pick(draw, tuple(COLOURS)), _pick(draw, tuple(SETTINGS))
         composition = Composition(subject, colour, accessory, setting)
         if in_split(composition, split):
-            return make_scene(composition, int(draw.random() * 2**32))
+            scene = make_scene(composition, int(draw.random() * 2**32))
+            return _in_circumstances(scene, draw)
+
+
+def _in_circumstances(scene: Scene, draw: random.Random) -> Scene:
+    """The scene in some weather, its subject sometimes small and to one side."""
+    weathers = SETTINGS[scene.setting].weathers
+    weather = _pick(draw, weathers) if weathers and draw.random() < WEATHER else None
+    if draw.random() >= SMALL:
+        return replace(scene, weather=weather)
+    return replace(scene, weather=weather, size="small", place=_pick(draw, tuple(PLACES)))
 
 
 def canonical_caption(scene: Scene) -> str:
     """The plainest full caption: "a brown dog wearing a hat on the beach"."""
-    words = [_article(scene.colour), scene.colour, scene.subject]
+    size = scene.size if scene.size == "small" else ""
+    words = [_article(size or scene.colour), size, scene.colour, scene.subject]
     if scene.accessory is not None:
-        article = "" if scene.accessory == "glasses" else "a"
-        words += ["wearing", article, scene.accessory]
-    return _join(*words, SETTINGS[scene.setting].phrases[0])
+        row = ACCESSORIES[scene.accessory]
+        article = "" if row.article.endswith(" of") else row.article
+        words += ["with" if row.held else "wearing", article, scene.accessory]
+    words.append(SETTINGS[scene.setting].phrases[0])
+    words += [WEATHERS[scene.weather].phrases[0]] if scene.weather is not None else []
+    words += [PLACES[scene.place][0]] if scene.place != "middle" else []
+    return _join(*words)
 
 
 _OPENINGS = ("a picture of", "a drawing of", "an image of", "a painting of", "a cartoon of",
@@ -155,6 +185,9 @@ _PRESENTING = ("there is", "here is", "this is", "i see", "look at", "draw", "sh
 _WEARING = ("wearing", "wearing", "wearing", "wearing", "with", "with", "in", "that wears",
             "who wears", "dressed in", "who is wearing", "that has", "has", "having")  # fmt: skip
 _VERBS = ("wears", "is wearing", "has", "has got", "wear")
+_HOLDING = ("with", "with", "with", "holding", "and", "that has", "carrying", "that holds", "has")
+_HOLDS = ("has", "holds", "is holding", "carries", "has got")
+_BEING = ("is", "is", "is", "stands", "sits", "is standing", "is sitting")
 _ARTICLES = ("the", "one", "my", "some")
 _GLUE = ("a", "an", "and", "on", "wearing", "with", "is", "coloured", "colored", "that", "in")
 
@@ -185,14 +218,16 @@ def caption(scene: Scene, seed: int) -> Caption:
 def known_words() -> frozenset[str]:
     """Every word, in lower case, that a caption can contain."""
     texts: list[str] = [*COLOURS, *_OPENINGS, *_PRESENTING, *_WEARING, *_VERBS, *_ARTICLES, *_GLUE]
+    texts += (*_HOLDING, *_HOLDS, *_BEING, "holding")
     for subject in SUBJECTS.values():
         texts += (*subject.names, *subject.adjectives)
     for accessory in ACCESSORIES.values():
         texts += (*accessory.names, accessory.article, accessory.place)
-        if ACCESSORY_COLOUR_NAMED > 0:
-            texts += accessory.colours
-    for setting in SETTINGS.values():
-        texts += (*setting.phrases, *setting.words)
+        texts += accessory.colours
+    for row in (*SETTINGS.values(), *WEATHERS.values()):
+        texts += (*row.phrases, *row.words)
+    for words in (*SIZES.values(), *PLACES.values()):
+        texts += words
     return frozenset(word for text in texts for word in re.findall(r"[a-z]+", text))
 
 
@@ -228,6 +263,14 @@ def _choose_mentions(scene: Scene, draw: random.Random) -> frozenset[str]:
         named.add("accessory")
         if draw.random() < ACCESSORY_COLOUR_NAMED:
             named.add("accessory_colour")
+    if scene.weather is not None and draw.random() >= WEATHER_OMITTED:
+        named.add("weather")
+        if scene.weather in SETTINGS:  # "at night" alone is the setting of that name
+            named.add("setting")
+    if draw.random() < SIZE_NAMED[scene.size]:
+        named.add("size")
+    if draw.random() < PLACE_NAMED[scene.place]:
+        named.add("place")
     return frozenset(named)
 
 
@@ -238,6 +281,8 @@ def _subject_words(
     row = SUBJECTS[scene.subject]
     noun = _pick(draw, row.names)
     adjective = _pick(draw, row.adjectives) if draw.random() < 0.12 else ""
+    if "size" in named:
+        adjective = _pick(draw, SIZES[scene.size])
     colour = scene.colour if "colour" in named else ""
     if colour and draw.random() < 0.04:
         colour = _join(colour, _pick(draw, ("coloured", "colored")))
@@ -256,7 +301,7 @@ def _accessory_words(scene: Scene, named: frozenset[str], draw: random.Random) -
     colour = scene.accessory_colour or "" if "accessory_colour" in named else ""
     words = _join(colour, _pick(draw, row.names))
     chance = draw.random()
-    if row.article != "a":
+    if row.article.endswith(" of"):
         return _join(row.article, words) if chance < 0.25 else words
     if chance < 0.3:
         return words
@@ -267,29 +312,63 @@ def _terse(scene: Scene, named: frozenset[str], draw: random.Random) -> str:
     """Key words: "brown dog, hat, beach", "dog in hat, snow"."""
     parts = [_subject_words(scene, named, draw, plain=True)]
     if "accessory" in named:
-        worn = _pick(draw, ACCESSORIES[scene.accessory or ""].names)
+        colour = scene.accessory_colour or "" if "accessory_colour" in named else ""
+        worn = _join(colour, _pick(draw, ACCESSORIES[scene.accessory or ""].names))
         if draw.random() < 0.5:
             parts.append(worn)
         elif draw.random() < 0.25:
-            parts[0] = _join(worn, "wearing", parts[0])
+            held = ACCESSORIES[scene.accessory or ""].held
+            parts[0] = _join(worn, "holding" if held else "wearing", parts[0])
         else:
-            parts[0] = _join(parts[0], _pick(draw, ("in", "with", "and", "wearing")), worn)
-    if "setting" in named:
-        row = SETTINGS[scene.setting]
+            parts[0] = _join(parts[0], _pick(draw, _links(scene)[:4]), worn)
+    for row in _surroundings(scene, named):
         parts.append(_pick(draw, row.words if draw.random() < 0.7 else row.phrases))
+    if "place" in named:
+        parts.append(_pick(draw, PLACES[scene.place]))
     return _pick(draw, (", ", ", ", " ")).join(parts)
+
+
+def _links(scene: Scene) -> tuple[str, ...]:
+    """What joins a subject to the thing that it wears or holds."""
+    return _HOLDING if ACCESSORIES[scene.accessory or ""].held else _WEARING
+
+
+def _surroundings(scene: Scene, named: frozenset[str]) -> Iterator[Setting | Weather]:
+    if "setting" in named:
+        yield SETTINGS[scene.setting]
+    if "weather" in named:
+        yield WEATHERS[scene.weather or ""]
+
+
+def _where(scene: Scene, named: frozenset[str], draw: random.Random) -> str:
+    """Setting, weather and side of the picture: "on the beach at sunset on the left"."""
+    said = [_pick(draw, row.phrases) for row in _surroundings(scene, named)]
+    if len(said) == 2 and draw.random() < 0.15:
+        said.reverse()
+    if "place" in named:
+        said.insert(0 if draw.random() < 0.3 else len(said), _pick(draw, PLACES[scene.place]))
+    return _join(*said)
 
 
 def _sentence(scene: Scene, named: frozenset[str], draw: random.Random) -> str:
     """A whole sentence: "the brown dog wears a hat on the beach"."""
     subject = _subject_words(scene, named, draw)
-    place = _pick(draw, SETTINGS[scene.setting].phrases) if "setting" in named else ""
+    where = _where(scene, named, draw)
     if "accessory" in named:
-        verb = _pick(draw, _VERBS)
-        return _join(subject, verb, _accessory_words(scene, named, draw), place)
-    if place:
-        return _join(subject, "is" if draw.random() < 0.7 else "", place)
+        held = ACCESSORIES[scene.accessory or ""].held
+        verb = _pick(draw, _HOLDS if held else _VERBS)
+        worn = _accessory_words(scene, named, draw)
+        if where and draw.random() < 0.2:
+            return _join(subject, "with", worn, _being(scene, draw), where)
+        return _join(subject, verb, worn, where)
+    if where:
+        return _join(subject, _being(scene, draw) if draw.random() < 0.7 else "", where)
     return _join(_pick(draw, _PRESENTING), subject)
+
+
+def _being(scene: Scene, draw: random.Random) -> str:
+    """ "is", "stands", "sits": a word for being somewhere."""
+    return _pick(draw, _BEING if SUBJECTS[scene.subject].lively else _BEING[:4])
 
 
 def _phrase(scene: Scene, named: frozenset[str], draw: random.Random) -> str:
@@ -297,14 +376,17 @@ def _phrase(scene: Scene, named: frozenset[str], draw: random.Random) -> str:
     if "colour" in named and draw.random() < 0.05:
         without = named - {"colour"}
         subject = _join(_subject_words(scene, without, draw), "that is", scene.colour)
-        link = "and wearing"
+        link = ""
+        if scene.accessory is not None:
+            link = "and with" if ACCESSORIES[scene.accessory].held else "and wearing"
     else:
-        subject, link = _subject_words(scene, named, draw), _pick(draw, _WEARING)
+        subject = _subject_words(scene, named, draw)
+        link = _pick(draw, _links(scene)) if "accessory" in named else ""
     worn = ""
     if "accessory" in named:
         where = ACCESSORIES[scene.accessory or ""].place if draw.random() < 0.08 else ""
         worn = _join(link, _accessory_words(scene, named, draw), where)
-    place = _pick(draw, SETTINGS[scene.setting].phrases) if "setting" in named else ""
+    place = _where(scene, named, draw)
     chance = draw.random()
     opening = ""
     if chance < 0.22:

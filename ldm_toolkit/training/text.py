@@ -73,7 +73,7 @@ class _TextStep(nn.Module):
 
 
 class AttributeText:
-    """Trains the text encoder to know what a caption says of subject, colour, accessory, setting.
+    """Trains the text encoder to know what a caption says of each attribute of its scene.
 
     The end-of-text token and three places of the padding behind it are asked.
     """
@@ -87,6 +87,10 @@ class AttributeText:
             "colour": [_UNSAID, *scenes.COLOURS],
             "accessory": [_UNSAID, *scenes.ACCESSORIES],
             "setting": [_UNSAID, *scenes.SETTINGS],
+            "weather": [_UNSAID, *scenes.WEATHERS],
+            "size": [_UNSAID, *scenes.SIZES],
+            "place": [_UNSAID, *scenes.PLACES],
+            "accessory_colour": [_UNSAID, *scenes.ACCESSORY_RGB],
         }
         self.encoder = CLIPTextModel(settings)
         self.module = _TextStep(self.encoder, [len(v) for v in self._values.values()])
@@ -107,7 +111,7 @@ class AttributeText:
         enable({"use_reentrant": False})
 
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
-        """Tokens (B, 77), the places asked (B, 4) and labels (B, 4)."""
+        """Tokens (B, 77), the places asked (B, 4) and labels (B, attributes)."""
         texts, labels, places = [], [], []
         for position in positions:
             scene = scenes.sample_scene(self._config.seed, position)

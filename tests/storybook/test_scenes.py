@@ -6,13 +6,26 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 
 from ldm_toolkit.storybook import scenes
 
-HELD_OUT_SHA256 = "0cc55d1332fd66edd2db46e0a02ca32655848d833cfa0557a0af11b2577526aa"
+FIRST_EDITION = {
+    *("dog", "cat", "rabbit", "bear", "bird", "fish", "car", "house", "boat", "tree"),
+    *("red", "orange", "yellow", "green", "blue", "purple", "brown", "white"),
+    *("none", "hat", "scarf", "glasses", "crown", "bow tie"),
+    *("meadow", "beach", "snow", "night", "city"),
+}
+HELD_OUT_FIRST_SHA256 = "0cc55d1332fd66edd2db46e0a02ca32655848d833cfa0557a0af11b2577526aa"
+HELD_OUT_SHA256 = "bafe8afd20b6576fb707c7e3299d3f9135ef83166a151f9592ce6c8b83e8be10"
+CIRCUMSTANCES = {
+    "weather": {name: (*row.phrases, *row.words) for name, row in scenes.WEATHERS.items()},
+    "size": scenes.SIZES,
+    "place": scenes.PLACES,
+}
 NAMES = {"colour": scenes.COLOURS, "accessory": scenes.ACCESSORIES, "setting": scenes.SETTINGS}
 
 
@@ -34,6 +47,11 @@ def test_the_split_never_changes():
     held_out = sorted(found.key for found in scenes.compositions("test"))
     assert scenes.SPLIT_VERSION == 1
     assert hashlib.sha256("\n".join(held_out).encode()).hexdigest() == HELD_OUT_SHA256
+    of_the_first = [
+        key for key in held_out if all(word in FIRST_EDITION for word in key.split("|"))
+    ]
+    digest = hashlib.sha256("\n".join(of_the_first).encode()).hexdigest()
+    assert digest == HELD_OUT_FIRST_SHA256
 
 
 def test_the_split_divides_the_world():
@@ -73,8 +91,11 @@ def test_sampling_stays_in_its_split_and_reaches_all_values(split):
     subjects = Counter(scene.subject for scene in drawn)
     assert set(subjects) == set(scenes.SUBJECTS)
     assert min(subjects.values()) > 50
-    for attribute, table in NAMES.items():
+    for attribute, table in (NAMES | CIRCUMSTANCES).items():
         assert {getattr(scene, attribute) for scene in drawn} - {None} == set(table)
+    for scene in drawn:
+        assert scene.weather is None or scene.weather in scenes.SETTINGS[scene.setting].weathers
+        assert scene.size == "small" or scene.place == "middle"
 
 
 def test_accessories_fit_and_stay_visible(sampled):
@@ -115,9 +136,9 @@ def test_every_known_word_is_said(sampled):
 def test_captions_say_what_the_scene_shows_and_nothing_else(sampled):
     for scene, said in sampled:
         assert _contains_one(said.text, scenes.SUBJECTS[scene.subject].names)
-        for colour in scenes.COLOURS:
-            expected = "colour" in said.mentions and colour == scene.colour
-            assert _contains(said.text, colour) == expected, said
+        expected = {getattr(scene, name) for name in said.mentions & {"colour", "accessory_colour"}}
+        found = {name for name in scenes.ACCESSORY_RGB if _contains(said.text, name)}
+        assert found == expected, said
         for name, row in scenes.ACCESSORIES.items():
             expected = "accessory" in said.mentions and name == scene.accessory
             assert _contains_one(said.text, row.names) == expected, said
@@ -125,6 +146,11 @@ def test_captions_say_what_the_scene_shows_and_nothing_else(sampled):
             found = _contains_one(said.text, (*setting.phrases, *setting.words))
             if "setting" not in said.mentions or name == scene.setting:
                 assert found == ("setting" in said.mentions), said
+        for attribute, phrases in CIRCUMSTANCES.items():
+            for name, words in phrases.items():
+                expected_here = attribute in said.mentions and getattr(scene, attribute) == name
+                if expected_here or (attribute, name) != ("weather", "night"):
+                    assert _contains_one(said.text, words) == expected_here, (said, name)
 
 
 def _contains_one(text: str, phrases: tuple[str, ...]) -> bool:
@@ -146,6 +172,10 @@ def test_canonical_caption():
     assert scenes.canonical_caption(scene) == "a brown dog wearing a hat on the beach"
     scene = scenes.make_scene(scenes.Composition("cat", "orange", "glasses", "night"), 0)
     assert scenes.canonical_caption(scene) == "an orange cat wearing glasses at night"
+    scene = scenes.make_scene(scenes.Composition("bear", "red", "umbrella", "city"), 0)
+    scene = replace(scene, weather="rain", size="small", place="left")
+    said = "a small red bear with an umbrella in the city in the rain on the left"
+    assert scenes.canonical_caption(scene) == said
 
 
 def test_scenes_need_the_standard_library_only():

@@ -11,7 +11,7 @@ from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
 
 @pytest.fixture(scope="module")
 def pixels() -> torch.Tensor:
-    drawn = [render.render(scenes.sample_scene(0, index), 128) for index in range(4)]
+    drawn = [render.render(scenes.sample_scene(1, index), 128) for index in range(4)]
     return torch.stack([pil_to_pixels(picture) for picture in drawn])
 
 

@@ -1,13 +1,11 @@
-"""The subjects: one function each, drawn in the unit square with its feet at y = 0.88."""
+"""The animals: one function each, drawn in the unit square with its feet at y = 0.88."""
 
-import random
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ldm_toolkit.storybook._accessories import Anchors
 from ldm_toolkit.storybook._canvas import (
     INK,
-    RGB,
     WHITE,
     Canvas,
     band,
@@ -16,70 +14,16 @@ from ldm_toolkit.storybook._canvas import (
     rounded,
     smooth,
 )
-
-PINK: RGB = (250, 150, 168)
-NOSE: RGB = (44, 34, 48)
-GLASS: RGB = (196, 232, 248)
-WOOD: RGB = (122, 82, 52)
-
-
-@dataclass(frozen=True)
-class Tones:
-    """The shades of one colour that a figure is painted with."""
-
-    base: RGB
-    shade: RGB
-    dark: RGB
-    light: RGB
-
-    @classmethod
-    def of(cls, base: RGB) -> "Tones":
-        """Shades that keep the colour's name: grey ones for white, golden ones for yellow."""
-        pale = min(base) > 225
-        cool = (96, 100, 116) if pale else (70, 60, 110)
-        golden = base[0] > 200 and base[1] > 110 and base[2] < 110
-        deep = mix(base, (186, 100, 16), 0.25) if golden else mix(base, INK, 0.3)
-        return cls(
-            base=base,
-            shade=mix(base, cool, 0.13 if pale else 0.2),
-            dark=mix(base, cool, 0.2) if pale else deep,
-            light=mix(base, WHITE, 0.9) if pale else mix(base, WHITE, 0.45),
-        )
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Proportions and gestures; each about -1 to 1."""
-
-    plump: float
-    sway: float
-    look: float
-
-    @classmethod
-    def sample(cls, draw: random.Random) -> "Pose":
-        """A pose from three draws."""
-        plump, sway, look = (2 * draw.random() - 1 for _ in range(3))
-        return cls(plump, sway, look)
-
-
-def _eyes(canvas: Canvas, places: tuple[tuple[float, float], ...], size: float, pose: Pose) -> None:
-    """Round eyes that look the way the pose says."""
-    for x, y in places:
-        canvas.shape(ellipse(x, y, size, size * 1.12), WHITE, line=0.8)
-        px = x + pose.look * size * 0.22
-        canvas.shape(ellipse(px, y + size * 0.1, size * 0.66, size * 0.76), INK, line=0)
-        canvas.shape(ellipse(px - size * 0.22, y - size * 0.22, size * 0.24, size * 0.24),
-                     WHITE, line=0)  # fmt: skip
-
-
-def _smile(canvas: Canvas, x: float, y: float, width: float) -> None:
-    for side in (-1, 1):
-        canvas.stroke([(x, y), (x + side * width * 0.5, y + width * 0.38),
-                       (x + side * width, y + width * 0.12)], 0.011)  # fmt: skip
-
-
-def _mirrored(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(1 - x, y) for x, y in points]
+from ldm_toolkit.storybook._figure import (
+    GLASS,
+    NOSE,
+    PINK,
+    Pose,
+    Tones,
+    eyes_at,
+    mirrored,
+    smile,
+)
 
 
 def _dog(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
@@ -96,16 +40,17 @@ def _dog(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
     ear = [(0.37, 0.275), (0.29, 0.29), (0.23, 0.4), (0.215 - 0.02 * pose.sway, 0.54),
            (0.27, 0.585), (0.325, 0.5), (0.35, 0.4)]  # fmt: skip
     canvas.shape(smooth(ear), tone.dark)
-    canvas.shape(smooth(_mirrored(ear)), tone.dark)
+    canvas.shape(smooth(mirrored(ear)), tone.dark)
     eyes = ((0.43, 0.39), (0.57, 0.39))
-    _eyes(canvas, eyes, 0.038, pose)
+    eyes_at(canvas, eyes, 0.038, pose)
     canvas.shape(band([(0.5, 0.55), (0.5, 0.59), (0.5, 0.605)], 0.06), (240, 110, 130), line=0.8)
     canvas.shape(ellipse(0.5, 0.5, 0.105, 0.075), tone.light, line=0.8)
     canvas.shape(ellipse(0.5, 0.462, 0.046, 0.033), NOSE, line=0)
     canvas.shape(ellipse(0.488, 0.452, 0.012, 0.008), WHITE, line=0)
     canvas.stroke([(0.5, 0.48), (0.5, 0.52)], 0.011)
-    _smile(canvas, 0.5, 0.52, 0.055)
-    return Anchors((0.5, 0.27), 0.38, ((0.414, 0.392), (0.586, 0.392)), 0.079, (0.5, 0.615), 0.3)
+    smile(canvas, 0.5, 0.52, 0.055)
+    return Anchors((0.5, 0.27), 0.38, ((0.414, 0.392), (0.586, 0.392)), 0.079, (0.5, 0.615), 0.3,
+                   ears=0.2, hold=(0.72, 0.74))  # fmt: skip
 
 
 def _cat(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
@@ -120,7 +65,7 @@ def _cat(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
         canvas.shape(band([(x, 0.74), (x, 0.8), (x, 0.85)], 0.065), tone.base)
     ear = [(0.295, 0.42), (0.285, 0.17), (0.455, 0.3)]
     inner = [(0.325, 0.36), (0.318, 0.23), (0.41, 0.305)]
-    for outline, lining in ((ear, inner), (_mirrored(ear), _mirrored(inner))):
+    for outline, lining in ((ear, inner), (mirrored(ear), mirrored(inner))):
         canvas.shape(rounded(outline, 2), tone.base)
         canvas.shape(lining, PINK, line=0)
     canvas.shape(ellipse(0.5, 0.435, 0.215 * w, 0.165), tone.base, tone.shade)
@@ -136,8 +81,8 @@ def _cat(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
             start = (0.5 + side * 0.11, 0.505 + rise * 0.4)
             canvas.stroke([start, (0.5 + side * 0.27, 0.495 + rise * 1.4)], 0.009)
     canvas.shape(rounded([(0.47, 0.475), (0.53, 0.475), (0.5, 0.508)], 1), PINK, line=0.6)
-    _smile(canvas, 0.5, 0.508, 0.05)
-    return Anchors((0.5, 0.285), 0.36, eyes, 0.079, (0.5, 0.6), 0.24)
+    smile(canvas, 0.5, 0.508, 0.05)
+    return Anchors((0.5, 0.285), 0.36, eyes, 0.079, (0.5, 0.6), 0.24, ears=0.21, hold=(0.66, 0.72))
 
 
 def _rabbit(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
@@ -155,7 +100,7 @@ def _rabbit(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
         canvas.shape(ellipse(0.5 + side * 0.1, 0.685, 0.038, 0.075, side * -24), tone.base)
     canvas.shape(ellipse(0.5, 0.475, 0.195 * w, 0.155), tone.base, tone.shade)
     eyes = ((0.43, 0.445), (0.57, 0.445))
-    _eyes(canvas, eyes, 0.036, pose)
+    eyes_at(canvas, eyes, 0.036, pose)
     for side in (-1, 1):
         canvas.shape(ellipse(0.5 + side * 0.115, 0.515, 0.03, 0.02), PINK, line=0)
         canvas.shape(ellipse(0.5 + side * 0.036, 0.528, 0.045, 0.035), tone.light, line=0)
@@ -163,8 +108,9 @@ def _rabbit(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
                  WHITE, line=0.7)  # fmt: skip
     canvas.stroke([(0.5, 0.55), (0.5, 0.59)], 0.007)
     canvas.shape(rounded([(0.472, 0.495), (0.528, 0.495), (0.5, 0.525)], 1), PINK, line=0.6)
-    _smile(canvas, 0.5, 0.526, 0.05)
-    return Anchors((0.5, 0.345), 0.33, ((0.417, 0.447), (0.583, 0.447)), 0.077, (0.5, 0.632), 0.25)
+    smile(canvas, 0.5, 0.526, 0.05)
+    return Anchors((0.5, 0.345), 0.33, ((0.417, 0.447), (0.583, 0.447)), 0.077, (0.5, 0.632), 0.25,
+                   ears=0.2, hold=(0.61, 0.7))  # fmt: skip
 
 
 def _bear(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
@@ -183,13 +129,14 @@ def _bear(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
         canvas.shape(ellipse(0.5 + side * 0.165, 0.838, 0.055, 0.036), tone.light, line=0)
     canvas.shape(ellipse(0.5, 0.395, 0.215 * w, 0.18), tone.base, tone.shade)
     eyes = ((0.42, 0.37), (0.58, 0.37))
-    _eyes(canvas, eyes, 0.03, pose)
+    eyes_at(canvas, eyes, 0.03, pose)
     canvas.shape(ellipse(0.5, 0.47, 0.1, 0.078), tone.light, line=0.8)
     canvas.shape(ellipse(0.5, 0.435, 0.05, 0.032), NOSE, line=0)
     canvas.shape(ellipse(0.485, 0.427, 0.013, 0.008), WHITE, line=0)
     canvas.stroke([(0.5, 0.45), (0.5, 0.49)], 0.011)
-    _smile(canvas, 0.5, 0.49, 0.045)
-    return Anchors((0.5, 0.235), 0.38, ((0.415, 0.37), (0.585, 0.37)), 0.079, (0.5, 0.59), 0.32)
+    smile(canvas, 0.5, 0.49, 0.045)
+    return Anchors((0.5, 0.235), 0.38, ((0.415, 0.37), (0.585, 0.37)), 0.079, (0.5, 0.59), 0.32,
+                   ears=0.215, hold=(0.785, 0.7))  # fmt: skip
 
 
 def _bird(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
@@ -215,7 +162,7 @@ def _bird(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
     canvas.shape(rounded([(0.745, 0.375), (0.925, 0.45), (0.735, 0.51)], 2), beak)
     canvas.stroke([(0.75, 0.45), (0.865, 0.45)], 0.01)
     eyes = ((0.63, 0.36), (0.765, 0.325))
-    _eyes(canvas, eyes[:1], 0.046, pose)
+    eyes_at(canvas, eyes[:1], 0.046, pose)
     return Anchors((0.605, 0.255), 0.31, eyes, 0.064, (0.65, 0.555), 0.26, tilt=-6, profile=True)
 
 
@@ -240,86 +187,110 @@ def _fish(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
     canvas.stroke([(0.85, 0.61), (0.79, 0.62), (0.76, 0.6)], 0.013)
     canvas.shape(ellipse(0.75, 0.635, 0.028, 0.018), PINK, line=0)
     eyes = ((0.69, 0.505), (0.835, 0.5))
-    _eyes(canvas, eyes[:1], 0.052, pose)
+    eyes_at(canvas, eyes[:1], 0.052, pose)
     for x, y, radius in ((0.92, 0.47, 0.024), (0.955, 0.39, 0.018)):
         canvas.shape(ellipse(x, y, radius, radius), GLASS, line=0.6)
     return Anchors((0.64, 0.375), 0.32, eyes, 0.072, (0.66, 0.755), 0.3, tilt=10, profile=True)
 
 
-def _car(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
-    roof = 0.36 + 0.02 * pose.plump
-    canvas.shape(rounded([(0.06, 0.76), (0.06, 0.57), (0.22, 0.545), (0.32, roof), (0.63, roof),
-                          (0.77, 0.54), (0.92, 0.57), (0.95, 0.76)], 3), tone.base)  # fmt: skip
-    canvas.shape([(0.085, 0.68), (0.925, 0.68), (0.92, 0.74), (0.085, 0.74)], tone.dark, line=0)
-    canvas.shape(rounded([(0.285, 0.54), (0.355, roof + 0.05), (0.465, roof + 0.05),
-                          (0.465, 0.54)], 1), GLASS, line=0.8)  # fmt: skip
-    canvas.shape(rounded([(0.51, 0.54), (0.51, roof + 0.05), (0.61, roof + 0.05), (0.7, 0.54)], 1),
-                 GLASS, line=0.8)  # fmt: skip
-    canvas.stroke([(0.488, 0.555), (0.488, 0.74)], 0.01)
-    canvas.stroke([(0.53, 0.6), (0.58, 0.6)], 0.016)
-    canvas.shape(ellipse(0.905, 0.62, 0.028, 0.034), (255, 240, 150), line=0.8)
-    canvas.shape(ellipse(0.085, 0.62, 0.02, 0.034), (236, 70, 60), line=0.8)
-    for x in (0.27, 0.735):
-        canvas.shape(ellipse(x, 0.765, 0.108, 0.108), (66, 62, 74))
-        canvas.shape(ellipse(x, 0.765, 0.055, 0.055), (206, 208, 216), line=0.8)
-    return Anchors((0.475, roof - 0.01), 0.38, tilt=-4 * pose.sway)
-
-
-def _house(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
-    peak = 0.27 + 0.02 * pose.plump
-    canvas.shape([(0.64, 0.24), (0.73, 0.24), (0.73, 0.5), (0.64, 0.5)], (176, 120, 104))
-    canvas.shape([(0.23, 0.5), (0.77, 0.5), (0.77, 0.88), (0.23, 0.88)], tone.base)
-    canvas.shape([(0.7, 0.53), (0.76, 0.53), (0.76, 0.87), (0.7, 0.87)], tone.shade, line=0)
-    canvas.shape(rounded([(0.13, 0.55), (0.5, peak), (0.87, 0.55)], 1), tone.dark)
-    for left in (0.285, 0.585):
-        canvas.shape([(left, 0.6), (left + 0.13, 0.6), (left + 0.13, 0.72), (left, 0.72)],
-                     (255, 240, 170), line=0.8)  # fmt: skip
-        canvas.stroke([(left + 0.065, 0.6), (left + 0.065, 0.72)], 0.01)
-        canvas.stroke([(left, 0.66), (left + 0.13, 0.66)], 0.01)
-    canvas.shape(rounded([(0.44, 0.88), (0.44, 0.66), (0.56, 0.66), (0.56, 0.88)], 1), WOOD)
-    canvas.shape(ellipse(0.535, 0.78, 0.013, 0.013), (255, 220, 90), line=0)
-    canvas.shape(ellipse(0.5, 0.455, 0.045, 0.045), (255, 240, 170), line=0.8)
-    return Anchors((0.5, peak + 0.035), 0.36, tilt=-5 * pose.sway)
-
-
-def _boat(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
-    canvas.shape(ellipse(0.5, 0.84, 0.46, 0.09), (96, 176, 222), line=0)
-    canvas.shape(band([(0.47, 0.24), (0.47, 0.45), (0.47, 0.68)], 0.032), WOOD)
-    bulge = 0.03 * pose.sway
-    canvas.shape(smooth([(0.5, 0.28), (0.66 + bulge, 0.42), (0.8, 0.6), (0.65, 0.615),
-                         (0.5, 0.61), (0.505, 0.45)]), tone.base)  # fmt: skip
-    canvas.stroke([(0.55, 0.5), (0.62, 0.495), (0.69, 0.5)], 0.035, tone.light)
-    canvas.shape(smooth([(0.44, 0.33), (0.43, 0.47), (0.44, 0.6), (0.33, 0.615), (0.2, 0.6),
-                         (0.34, 0.46)]), (246, 244, 236))  # fmt: skip
-    hull = [(0.1, 0.655), (0.5, 0.675), (0.91, 0.645), (0.83, 0.78), (0.73, 0.86), (0.28, 0.86),
-            (0.17, 0.78)]  # fmt: skip
-    canvas.shape(rounded(hull, 2), tone.base)
-    canvas.shape([(0.2, 0.795), (0.81, 0.795), (0.735, 0.85), (0.28, 0.85)], tone.dark, line=0)
-    for x in (0.34, 0.5, 0.66):
-        canvas.shape(ellipse(x, 0.735, 0.03, 0.03), GLASS, line=0.8)
-    wave = [(0.04 + 0.092 * k, 0.87 + (0.014 if k % 2 else -0.014)) for k in range(11)]
-    canvas.shape(band(wave, 0.045), (96, 176, 222), line=0)
-    canvas.stroke(wave, 0.014, (214, 238, 250))
-    return Anchors((0.47, 0.255), 0.36, tilt=-5 * pose.sway)
-
-
-def _tree(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
-    trunk = (104, 70, 50) if tone.base[0] > tone.base[2] + 60 and tone.base[0] < 160 else WOOD
-    canvas.shape(rounded([(0.445, 0.55), (0.44, 0.78), (0.37, 0.885), (0.63, 0.885), (0.56, 0.78),
-                          (0.555, 0.55)], 1), trunk)  # fmt: skip
-    canvas.stroke([(0.5, 0.7), (0.5, 0.76), (0.49, 0.82)], 0.011)
+def _elephant(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
     w = 1 + 0.07 * pose.plump
-    puffs = [(0.5, 0.34, 0.165), (0.5 - 0.17 * w, 0.43, 0.135), (0.5 + 0.17 * w, 0.43, 0.135),
-             (0.5 - 0.13 * w, 0.56, 0.12), (0.5 + 0.13 * w, 0.56, 0.12),
-             (0.5, 0.53, 0.15)]  # fmt: skip
-    canvas.union([ellipse(x, y, r, r) for x, y, r in puffs], tone.base)
-    for x, y, r in puffs[3:5]:
-        canvas.stroke([(x - r * 0.5, y + r * 0.45), (x, y + r * 0.65), (x + r * 0.5, y + r * 0.45)],
-                      0.014, tone.dark)  # fmt: skip
-    for x, y in ((0.42, 0.33), (0.34, 0.45), (0.6, 0.43), (0.48, 0.5)):
-        canvas.stroke([(x - 0.04, y + 0.01), (x, y - 0.015), (x + 0.04, y + 0.01)], 0.02,
-                      tone.light)  # fmt: skip
-    return Anchors((0.5, 0.205), 0.36, tilt=-5 * pose.sway)
+    canvas.shape(ellipse(0.5, 0.7, 0.22 * w, 0.17), tone.base, tone.shade)
+    for x in (0.37, 0.63):
+        leg = [(x - 0.075, 0.7), (x + 0.075, 0.7), (x + 0.08, 0.885), (x - 0.08, 0.885)]
+        canvas.shape(rounded(leg, 2), tone.base)
+        for toe in (-0.04, 0.0, 0.04):
+            canvas.shape(ellipse(x + toe, 0.868, 0.017, 0.016), WHITE, line=0.6)
+    flap = 6 * pose.sway
+    for side in (-1, 1):
+        canvas.shape(ellipse(0.5 + side * 0.235, 0.42, 0.14, 0.175, side * (12 + flap)),
+                     tone.base, tone.shade)  # fmt: skip
+        canvas.shape(ellipse(0.5 + side * 0.235, 0.425, 0.085, 0.12, side * (12 + flap)),
+                     mix(tone.light, PINK, 0.35), line=0)  # fmt: skip
+    canvas.shape(ellipse(0.5, 0.42, 0.18 * w, 0.165), tone.base, tone.shade)
+    eyes = ((0.425, 0.385), (0.575, 0.385))
+    eyes_at(canvas, eyes, 0.033, pose)
+    for side in (-1, 1):
+        tusk = [(0.5 + side * 0.075, 0.52), (0.5 + side * 0.085, 0.575), (0.5 + side * 0.11, 0.605)]
+        canvas.shape(band(tusk, 0.036, 0.015), WHITE, line=0.8)
+    end = (0.6 + 0.02 * pose.sway, 0.69)
+    canvas.shape(band([(0.5, 0.45), (0.495, 0.58), (0.525, 0.685), end], 0.105, 0.062), tone.base)
+    for y in (0.52, 0.565, 0.61):
+        canvas.stroke([(0.462, y), (0.495, y + 0.012), (0.53, y)], 0.008)
+    return Anchors((0.5, 0.275), 0.34, eyes, 0.068, hold=(0.72, 0.72))
+
+
+def _penguin(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
+    w = 1 + 0.06 * pose.plump
+    for x in (0.42, 0.58):
+        canvas.shape(ellipse(x, 0.865, 0.075, 0.03), (255, 168, 40))
+    lift = 0.05 * pose.sway
+    for side in (-1, 1):
+        flipper = [(0.5 + side * 0.17 * w, 0.53), (0.5 + side * 0.25 * w, 0.62 - lift * side),
+                   (0.5 + side * 0.285 * w, 0.715 - lift * side)]  # fmt: skip
+        canvas.shape(band(flipper, 0.085, 0.05), tone.base)
+    body = [(0.5, 0.255), (0.64, 0.31), (0.665, 0.45), (0.69, 0.58), (0.5 + 0.215 * w, 0.72),
+            (0.63, 0.84), (0.5, 0.865)]  # fmt: skip
+    canvas.shape(smooth([*body, *mirrored(body[1:-1])[::-1]]), tone.base, tone.shade)
+    belly = mix(tone.light, WHITE, 0.85)
+    canvas.shape(ellipse(0.5, 0.7, 0.115 * w, 0.135), belly, line=0.7)
+    for side in (-1, 1):
+        canvas.shape(ellipse(0.5 + side * 0.068, 0.405, 0.078, 0.085), belly, line=0)
+    eyes = ((0.435, 0.395), (0.565, 0.395))
+    eyes_at(canvas, eyes, 0.034, pose)
+    beak = [(0.445, 0.445), (0.5, 0.425), (0.555, 0.445), (0.5, 0.51)]
+    canvas.shape(rounded(beak, 1), (255, 168, 40))
+    canvas.stroke([(0.465, 0.456), (0.5, 0.468), (0.535, 0.456)], 0.008)
+    return Anchors((0.5, 0.27), 0.32, eyes, 0.07, (0.5, 0.56), 0.3, ears=0.16, hold=(0.765, 0.715))
+
+
+def _turtle(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
+    skin = mix(tone.light, (168, 206, 120), 0.45)
+    nod = 0.012 * pose.sway
+    canvas.shape(band([(0.18, 0.77), (0.1, 0.79), (0.05, 0.83)], 0.06, 0.02), skin)
+    for x in (0.24, 0.59):
+        leg = [(x - 0.065, 0.74), (x + 0.065, 0.74), (x + 0.075, 0.885), (x - 0.075, 0.885)]
+        canvas.shape(rounded(leg, 2), skin)
+    canvas.shape(band([(0.62, 0.76), (0.71, 0.72), (0.765, 0.58 + nod)], 0.13, 0.12), skin)
+    canvas.shape(ellipse(0.8, 0.49 + nod, 0.135, 0.12), skin, mix(skin, INK, 0.14))
+    rise = 0.31 + 0.02 * pose.plump
+    dome = [(0.12, 0.77), (0.13, 0.64), (0.2, 0.77 - rise * 0.8), (0.4, 0.77 - rise),
+            (0.6, 0.77 - rise * 0.8), (0.68, 0.64), (0.69, 0.77)]  # fmt: skip
+    canvas.shape(rounded(dome, 3), tone.base, tone.shade)
+    plate = [(0.32, 0.51), (0.49, 0.51), (0.545, 0.61), (0.47, 0.69), (0.335, 0.69), (0.26, 0.61)]
+    canvas.shape(rounded(plate, 1), tone.base, line=0.8)
+    for start, end in (((0.26, 0.61), (0.155, 0.62)), ((0.545, 0.61), (0.66, 0.62)),
+                       ((0.335, 0.69), (0.3, 0.76)), ((0.47, 0.69), (0.51, 0.76))):  # fmt: skip
+        canvas.stroke([start, end], 0.011)
+    canvas.shape(band([(0.1, 0.775), (0.4, 0.79), (0.71, 0.775)], 0.05), tone.dark)
+    eyes = ((0.815, 0.455 + nod), (0.93, 0.45 + nod))
+    eyes_at(canvas, eyes[:1], 0.036, pose)
+    canvas.stroke([(0.91, 0.535 + nod), (0.86, 0.555 + nod), (0.81, 0.545 + nod)], 0.011)
+    return Anchors((0.775, 0.39 + nod), 0.27, eyes, 0.062, (0.745, 0.645), 0.2, tilt=4,
+                   profile=True)  # fmt: skip
+
+
+def _snail(canvas: Canvas, tone: Tones, pose: Pose) -> Anchors:
+    skin = mix(tone.light, (240, 214, 160), 0.5)
+    reach = 0.015 * pose.sway
+    eyes = ((0.765 + reach, 0.4), (0.905 + reach, 0.4))
+    for root, tip in zip((0.81, 0.86), eyes, strict=True):
+        canvas.shape(band([(root, 0.57), (root + (tip[0] - root) * 0.4, 0.48), tip], 0.034), skin)
+    foot = [(0.05, 0.87), (0.2, 0.8), (0.45, 0.78), (0.68, 0.77), (0.735, 0.66), (0.76, 0.555),
+            (0.84, 0.52), (0.92, 0.565), (0.93, 0.66), (0.9, 0.79), (0.82, 0.87), (0.5, 0.885),
+            (0.2, 0.885)]  # fmt: skip
+    canvas.shape(smooth(foot), skin, mix(skin, INK, 0.14))
+    radius = 0.255 + 0.012 * pose.plump
+    x, y = 0.42, 0.58
+    canvas.shape(ellipse(x, y, radius, radius), tone.base, tone.shade)
+    turns = [(radius * (0.86 - 0.16 * a), a) for a in (0.4 * k for k in range(13))]
+    spiral = [(x + r * math.cos(a + 0.9), y + r * math.sin(a + 0.9)) for r, a in turns]
+    canvas.shape(band(spiral, 0.05, 0.03), tone.dark, line=0)
+    canvas.stroke(spiral, 0.012)
+    eyes_at(canvas, eyes, 0.042, pose)
+    canvas.stroke([(0.9, 0.65), (0.865, 0.67), (0.83, 0.655)], 0.012)
+    canvas.shape(ellipse(0.8, 0.63, 0.022, 0.014), PINK, line=0)
+    return Anchors((x, y - radius + 0.012), 0.32, eyes, 0.066, (0.79, 0.745), 0.22)
 
 
 DRAW: dict[str, Callable[[Canvas, Tones, Pose], Anchors]] = {
@@ -329,8 +300,8 @@ DRAW: dict[str, Callable[[Canvas, Tones, Pose], Anchors]] = {
     "bear": _bear,
     "bird": _bird,
     "fish": _fish,
-    "car": _car,
-    "house": _house,
-    "boat": _boat,
-    "tree": _tree,
+    "elephant": _elephant,
+    "penguin": _penguin,
+    "turtle": _turtle,
+    "snail": _snail,
 }
