@@ -16,6 +16,7 @@ from ldm_toolkit.errors import LdmToolkitError
 from ldm_toolkit.training import prepare
 from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
 from ldm_toolkit.training.begin import begin
+from ldm_toolkit.training.card import Result, write_card
 from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Plan, Source, check_data
 from ldm_toolkit.training.data.geometry import Geometry
@@ -70,6 +71,8 @@ def train_vae(config: VAEConfig) -> None:
     if accelerator.is_main_process:
         if config.train == "all":
             _standardise(Path(config.output) / "vae", method, config.crops)
+        whole = config.from_config is None
+        _describe(config, Result(len(source), source.fingerprint, whole=whole))
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
 
@@ -152,6 +155,7 @@ def train_unet(
         validation = Validation(held_out, config.validate_every)
     train(method, config, accelerator, sample=sample, validation=validation, inputs=found.hashes)
     if accelerator.is_main_process:
+        _describe(config, Result(found.pictures, found.fingerprint, kind.adapter_file))
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
 
@@ -173,6 +177,14 @@ def _completed(
     without: set[str] = set() if adapter else {"unet"}
     complete_model(base, folder, without, parts, scheduler_config=scheduler_config)
     return folder
+
+
+def _describe(config: UNetConfig | VAEConfig, result: Result) -> None:
+    """The model card, which is not worth the end of a training either."""
+    try:
+        write_card(config, result)
+    except LdmToolkitError as error:
+        logger.warning("no model card: %s", error)
 
 
 def _on_one_process(act: Callable[[], None]) -> None:
