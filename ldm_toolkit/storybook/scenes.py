@@ -156,8 +156,8 @@ def sample_scene(seed: int, index: int, split: str = "train") -> Scene:
 
 def _in_circumstances(scene: Scene, draw: random.Random) -> Scene:
     """The scene in some weather, its subject sometimes small and to one side."""
-    weathers = SETTINGS[scene.setting].weathers
-    weather = _pick(draw, weathers) if weathers and draw.random() < WEATHER else None
+    known = SETTINGS[scene.setting].weathers
+    weather = _pick(draw, known) if known and draw.random() < WEATHER else None
     if draw.random() >= SMALL:
         return replace(scene, weather=weather)
     return replace(scene, weather=weather, size="small", place=_pick(draw, tuple(PLACES)))
@@ -224,10 +224,11 @@ def known_words() -> frozenset[str]:
     for accessory in ACCESSORIES.values():
         texts += (*accessory.names, accessory.article, accessory.place)
         texts += accessory.colours
-    for row in (*SETTINGS.values(), *WEATHERS.values()):
-        texts += (*row.phrases, *row.words)
-    for words in (*SIZES.values(), *PLACES.values()):
-        texts += words
+    for setting in SETTINGS.values():
+        texts += (*setting.phrases, *setting.words)
+    for weather in WEATHERS.values():
+        texts += (*weather.phrases, *weather.words)
+    texts += sum((*SIZES.values(), *PLACES.values()), ())
     return frozenset(word for text in texts for word in re.findall(r"[a-z]+", text))
 
 
@@ -341,7 +342,7 @@ def _surroundings(scene: Scene, named: frozenset[str]) -> Iterator[Setting | Wea
 
 
 def _where(scene: Scene, named: frozenset[str], draw: random.Random) -> str:
-    """Setting, weather and side of the picture: "on the beach at sunset on the left"."""
+    """Setting, weather and side: "on the beach at sunset on the left"."""
     said = [_pick(draw, row.phrases) for row in _surroundings(scene, named)]
     if len(said) == 2 and draw.random() < 0.15:
         said.reverse()

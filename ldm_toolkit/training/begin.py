@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration
 from diffusers.utils.logging import disable_progress_bar
 
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.training import optimizers
-from ldm_toolkit.training.config import LoopConfig
+from ldm_toolkit.training.config import LoopConfig, UNetConfig
 from ldm_toolkit.training.folders import write_json
 from ldm_toolkit.training.loop import set_threads
+from ldm_toolkit.training.method_options import WORD_METHODS
 
 __all__ = ["begin"]
 
@@ -30,6 +31,12 @@ def begin(config: LoopConfig) -> Accelerator:
     """
     if not sys.stderr.isatty():  # the other libraries are told by the environment: `options`
         disable_progress_bar()
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise UserError(
+            "DeepSpeed is not supported: a run could not go on exactly from its optimiser's state; "
+            "take examples/configs/ddp.yaml for several GPUs, or fsdp.yaml, which divides weights "
+            "and optimiser as well"
+        )
     set_threads(config.threads)
     torch.manual_seed(config.seed)
     output = Path(config.output)
@@ -42,6 +49,8 @@ def begin(config: LoopConfig) -> Accelerator:
     except ValueError as error:  # fp16 without an accelerator
         raise UserError(f"--mixed-precision {config.mixed_precision}: {error}") from error
     _warn_if_alone(accelerator)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        _check_divided(config, accelerator)
     optimizers.check(config, accelerator.device)
     if accelerator.is_main_process and not config.auto_batch:  # which completes it first
         write_json(output / "config.json", vars(config))
@@ -63,6 +72,25 @@ def _tracking(config: LoopConfig) -> dict[str, Any]:
         project_dir=config.output, logging_dir=str(Path(config.output) / "logs")
     )
     return {"log_with": names, "project_config": folders}
+
+
+def _check_divided(config: LoopConfig, accelerator: Accelerator) -> None:
+    """Refuse what does not work on weights that FSDP divides. Raises UserError."""
+    found = []
+    if not accelerator.is_fsdp2:
+        found.append("fsdp_version must be 2")
+    if not isinstance(config, UNetConfig) or config.method in WORD_METHODS:
+        found.append("only the UNet and LoRAs of it are trained: leave FSDP out for the rest")
+    elif config.train_text_encoder:
+        found.append("leave --train-text-encoder out")
+    if config.optimizer != "adamw":
+        found.append(f"--optimizer {config.optimizer} cannot be divided: pass adamw")
+    if config.compile:
+        found.append("leave --compile out")
+    if getattr(config, "validate_every", 0) > 0:
+        found.append("pass --validate-every 0: measuring needs the whole network in each process")
+    if found:
+        raise UserError(f"FSDP: {'; '.join(found)}")
 
 
 def _warn_if_alone(accelerator: Accelerator) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ldm_toolkit.errors import CannotWrite, ModelError, UserError, listed
 from ldm_toolkit.files import sha256_file, staged_directory
 from ldm_toolkit.training.cache import tensors_hash
+from ldm_toolkit.training.sharding import whole
 
 __all__ = [
     "Checkpoint",
@@ -131,6 +132,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     storages: set[int] = set()
     for name, value in _optimizer_state(optimizer):
         if isinstance(value, Tensor):
+            value = whole(value)
             storage = value.untyped_storage().data_ptr()
             # Some share one table among all parameters; safetensors takes each tensor by itself.
             tensors[name] = value.clone() if storage in storages else value
@@ -193,7 +195,7 @@ def named_state(module: nn.Module) -> dict[str, Tensor]:
     """A module's state without what is frozen, as tensors that no later step changes."""
     frozen = _frozen(module)
     return {
-        name: value.detach().clone()
+        name: whole(value.detach()).clone()
         for name, value in module.state_dict().items()
         if name not in frozen
     }

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from safetensors import SafetensorError
 
 from ldm_toolkit.errors import CannotWrite, ModelError
 from ldm_toolkit.files import staged_directory, write_atomic
+from ldm_toolkit.models.identity import bundled_models
 from ldm_toolkit.training.inputs import network_config
 
-__all__ = ["complete_model", "load_network", "save_network", "write_json"]
+__all__ = ["complete_model", "load_network", "result_name", "save_network", "write_json"]
 
 _PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
 
@@ -23,9 +25,12 @@ def load_network(kind: Any, folder: Path) -> Any:
     network_config(folder)
     options = {"torch_dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
     try:
-        return kind.from_pretrained(str(folder), **options)
+        network = kind.from_pretrained(str(folder), **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if isinstance(network, ConfigMixin):  # a result's configuration names no folder of this machine
+        network.register_to_config(_name_or_path="")
+    return network
 
 
 def save_network(network: Any, folder: Path) -> None:
@@ -56,7 +61,8 @@ def complete_model(
     """Complete ``output`` to a model folder with the parts that were not trained.
 
     They come from ``base``, or from where ``parts`` says; ``scheduler_config`` replaces the
-    scheduler's where training changed it. Raises ModelError, CannotWrite.
+    scheduler's where training changed it. ``ldm_toolkit.json`` has the base's defaults under a name
+    of its own. Raises ModelError, CannotWrite.
     """
     origins = {name: base / name for name in _PARTS if name not in without}
     origins |= {name: path for name, path in (parts or {}).items() if name not in without}
@@ -80,6 +86,24 @@ def complete_model(
         "vae": ["diffusers", "AutoencoderKL"],
     }
     write_json(output / "model_index.json", index)
+    write_json(output / "ldm_toolkit.json", _about(base, output, scheduler_config is not None))
+
+
+def _about(base: Path, output: Path, other_scheduler: bool) -> dict[str, Any]:
+    """Name and defaults of a trained model, as `models.load` reads them. Raises ModelError."""
+    about: dict[str, Any] = {"name": result_name(output)}
+    if (base / "ldm_toolkit.json").is_file():
+        defaults = network_config(base, "ldm_toolkit.json").get("defaults")
+        if isinstance(defaults, dict):
+            left_out = {"scheduler"} if other_scheduler else set()
+            about["defaults"] = {k: v for k, v in defaults.items() if k not in left_out}
+    return about
+
+
+def result_name(output: Path) -> str:
+    """What a training's result is called: as its folder, and never as a bundled model."""
+    name = "".join(filter(str.isprintable, output.resolve().name))[:80]
+    return f"{name}-finetuned" if name in bundled_models() else name
 
 
 def _copy(origin: Path, target: Path) -> None:

@@ -68,8 +68,8 @@ def train(
                 raise _interrupted(run, flag.exit_code)
             if sample and config.sample_every and run.step % config.sample_every == 0:
                 _sample(run, sample)
-    if accelerator.is_main_process:
-        with run.averaged():
+    with run.finished():
+        if accelerator.is_main_process:
             _check_finite(method)
             method.save(Path(config.output))
     accelerator.wait_for_everyone()
@@ -92,7 +92,7 @@ def _check_finite(method: Method) -> None:
 
 
 def _sample(run: RunState, sample: Callable[[int], None]) -> None:
-    if run.accelerator.is_main_process:
-        with run.averaged():
+    with run.finished():
+        if run.accelerator.is_main_process:
             sample(run.step)
     run.accelerator.wait_for_everyone()

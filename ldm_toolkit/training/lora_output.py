@@ -1,4 +1,4 @@
-"""The file of a trained LoRA: peft's keys, and a header for diffusers, ModelSpec and the web UIs.
+"""The files of a trained LoRA: peft's keys and kohya's, with a header that all loaders know.
 
 Equal LoRAs are equal bytes: no date, and the header in a fixed order.
 """
@@ -14,10 +14,21 @@ from torch import Tensor, nn
 from ldm_toolkit.files import sha256_bytes
 from ldm_toolkit.training.config import UNetConfig
 
-__all__ = ["LORA_FILE", "lora_bytes", "lora_layers", "lora_metadata", "lora_tensors"]
+__all__ = [
+    "KOHYA_FILE",
+    "LORA_FILE",
+    "kohya_tensors",
+    "lora_bytes",
+    "lora_layers",
+    "lora_metadata",
+    "lora_tensors",
+]
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name that diffusers looks for in a folder."""
+
+KOHYA_FILE = "pytorch_lora_weights_kohya.safetensors"
+"""The same LoRA by the names that the web UIs know."""
 
 
 def lora_layers(network: nn.Module) -> list[tuple[str, Any]]:
@@ -54,6 +65,18 @@ def lora_tensors(unet: nn.Module, encoder: nn.Module | None, adapter: str) -> di
             key += ".weight" if name.startswith("text_encoder.") else ""
             tensors[key] = layer.lora_magnitude_vector[adapter].weight
     return {name: tensor.detach().float().cpu() for name, tensor in tensors.items()}
+
+
+def kohya_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A plain LoRA's tensors by kohya's names, with an alpha each.
+
+    Not for a DoRA: diffusers' converter has no name for its magnitudes, and the web UIs do not
+    compute with kohya's ``dora_scale`` what peft does (ComfyUI divides by the length of the weights
+    without the LoRA, AUTOMATIC1111 counts lengths along the other axis).
+    """
+    from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+
+    return {name: value.float() for name, value in convert_state_dict_to_kohya(tensors).items()}
 
 
 def lora_metadata(
@@ -101,6 +124,8 @@ def lora_metadata(
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(config.rank),
         "ss_network_alpha": str(config.rank),
+        "ss_seed": str(config.seed),
+        "ss_steps": str(config.steps),
     }
 
 

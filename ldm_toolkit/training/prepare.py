@@ -110,12 +110,15 @@ class UNetInputs:
     """What a method trains on.
 
     ``given`` are arguments of a `UNetMethod`, ``held_out`` those of what is validated on, if there
-    is any; ``hashes`` say what a resumed run must share.
+    is any; ``hashes`` say what a resumed run must share. ``pictures`` is the number of one's own,
+    ``fingerprint`` the hash of what they show and of their captions.
     """
 
     given: dict[str, Any]
     held_out: dict[str, Any] | None
     hashes: dict[str, str]
+    pictures: int
+    fingerprint: str
 
 
 def unet_inputs(
@@ -171,7 +174,7 @@ def unet_inputs(
     if config.buckets:
         given["index"] = _bucket_index(own, config.seed, plan.batch)
     watched = cached([held])[0] if held is not None and config.validate_every > 0 else None
-    return UNetInputs(given, watched, hashes)
+    return UNetInputs(given, watched, hashes, len(own), own.fingerprint)
 
 
 def _class_folder(config: UNetConfig) -> Path:

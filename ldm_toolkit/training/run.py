@@ -19,6 +19,7 @@ from ldm_toolkit.training.auto_batch import fitted
 from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
 from ldm_toolkit.training.begin import begin
 from ldm_toolkit.training.cache import module_hash
+from ldm_toolkit.training.card import Result, write_card
 from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Plan, Source, check_data
 from ldm_toolkit.training.data.geometry import Geometry
@@ -95,6 +96,8 @@ def train_vae(config: VAEConfig) -> None:
     accelerator.wait_for_everyone()
     quality.after(load_network(AutoencoderKL, Path(config.output) / "vae"))
     if accelerator.is_main_process:
+        whole = config.from_config is None
+        _describe(config, Result(len(source), source.fingerprint, whole=whole))
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
 
@@ -180,6 +183,7 @@ def train_unet(
         validation = Validation(held_out, config.validate_every)
     train(method, config, accelerator, sample=sample, validation=validation, inputs=found.hashes)
     if accelerator.is_main_process:
+        _describe(config, Result(found.pictures, found.fingerprint, kind.adapter_file))
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
 
@@ -207,6 +211,14 @@ def _completed(
         return base
     complete_model(base, folder, trained_parts, parts, scheduler_config=scheduler_config)
     return folder
+
+
+def _describe(config: UNetConfig | VAEConfig, result: Result) -> None:
+    """The model card, which is not worth the end of a training either."""
+    try:
+        write_card(config, result)
+    except LdmToolkitError as error:
+        logger.warning("no model card: %s", error)
 
 
 def _on_one_process(act: Callable[[], None]) -> None:

@@ -16,6 +16,7 @@ from ldm_toolkit.training import checkpoints, optimizers
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.methods.protocol import Method
 from ldm_toolkit.training.resume import check_course, course
+from ldm_toolkit.training.sharding import divided_like, gathered, is_divided, whole
 
 __all__ = ["RunState"]
 
@@ -37,7 +38,6 @@ class RunState:
         self.course = course(
             config, {**_frozen(method), **inputs, "processes": accelerator.num_processes}
         )
-        self.parameters = [p for p in method.trainable().parameters() if p.requires_grad]
         groups = _groups(method, config.lr)
         optimizer = optimizers.create(config, [{"params": g, "lr": r} for r, g in groups.items()])
         self.rate_factors = [rate / config.lr for rate in groups]
@@ -49,27 +49,33 @@ class RunState:
         if config.compile:
             module = torch.compile(module)  # type: ignore[assignment]
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        self.parameters = _trained(method)  # FSDP has put others in their place
+        self.divided = is_divided(self.parameters)
         self.ema = None
         if config.ema > 0:
-            self.ema = EMAModel(
-                self.parameters, decay=config.ema, use_ema_warmup=True, power=0.75, foreach=True
-            )
+            settings: dict[str, Any] = {
+                "use_ema_warmup": True,
+                "power": 0.75,
+                "foreach": not self.divided,
+            }
+            self.ema = EMAModel(self.parameters, decay=config.ema, **settings)
         self.step, self.bad_steps = 0, 0
 
     def checkpoint(self) -> None:
         """Write the run's state; on one process only, the others wait."""
+        tensors: dict[str, dict[str, torch.Tensor]] = {}
+        if self.accelerator.is_main_process or self.divided:
+            tensors["weights"] = checkpoints.named_state(self.method.trainable())
+            tensors["optimizer"] = checkpoints.optimizer_tensors(self.optimizer.optimizer)
+            if self.ema is not None:
+                tensors["ema"] = {str(i): whole(p) for i, p in enumerate(self.ema.shadow_params)}
         if self.accelerator.is_main_process:
-            tensors = {
-                "weights": checkpoints.named_state(self.method.trainable()),
-                "optimizer": checkpoints.optimizer_tensors(self.optimizer.optimizer),
-            }
             state: dict[str, Any] = {"seed": self.config.seed, "bad_steps": self.bad_steps}
             state["course"] = self.course
             scalars = checkpoints.optimizer_scalars(self.optimizer.optimizer)
             if scalars:
                 state["optimizer"] = scalars
             if self.ema is not None:
-                tensors["ema"] = {str(i): p for i, p in enumerate(self.ema.shadow_params)}
                 state["ema_step"] = self.ema.optimization_step
             if self.accelerator.scaler is not None:
                 state["scaler"] = self.accelerator.scaler.state_dict()
@@ -84,20 +90,27 @@ class RunState:
             return
         before = {"seed": found.state["seed"], **found.state.get("course", {})}
         check_course(before, self.course, self.folder)
+        own = self.method.trainable().state_dict()
+        weights = {n: divided_like(t, own.get(n)) for n, t in found.tensors["weights"].items()}
         try:
-            checkpoints.restore_state(self.method.trainable(), found.tensors["weights"])
+            checkpoints.restore_state(self.method.trainable(), weights)
         except ValueError as error:
             raise UserError(
                 f"{self.folder} belongs to another network ({error}); pass the same model, another "
                 "--output, or --resume false to start again"
             ) from error
+        ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {
+            name: divided_like(tensor, ordered[int(name.partition(".")[0])])
+            for name, tensor in found.tensors["optimizer"].items()
+        }
         checkpoints.restore_optimizer(
-            self.optimizer.optimizer, found.tensors["optimizer"], found.state.get("optimizer")
+            self.optimizer.optimizer, moments, found.state.get("optimizer")
         )
         if self.ema is not None:
             shadow = found.tensors["ema"]
             for index, parameter in enumerate(self.ema.shadow_params):
-                parameter.copy_(shadow[str(index)])
+                parameter.copy_(divided_like(shadow[str(index)], parameter))
             self.ema.optimization_step = found.state["ema_step"]
         if self.accelerator.scaler is not None and "scaler" in found.state:
             self.accelerator.scaler.load_state_dict(found.state["scaler"])
@@ -110,6 +123,12 @@ class RunState:
             return received
         flag = torch.tensor([int(received)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
+
+    @contextlib.contextmanager
+    def finished(self) -> Iterator[None]:
+        """Inside the block the network is as it is saved: averaged and whole, on all processes."""
+        with self.averaged(), gathered(self.method.module):
+            yield
 
     @property
     def averages(self) -> bool:
@@ -129,6 +148,10 @@ class RunState:
             yield
         finally:
             self.ema.restore(self.parameters)
+
+
+def _trained(method: Method) -> list[torch.nn.Parameter]:
+    return [p for p in method.trainable().parameters() if p.requires_grad]
 
 
 def _groups(method: Method, lr: float) -> dict[float, list[Tensor]]:

@@ -48,10 +48,13 @@ def checkpoint_bytes(run: RunState) -> int:
 
 
 def _result_bytes(run: RunState) -> int:
-    """About how large the result will be: a whole network, or what was trained beside one."""
+    """About how large the result will be: a whole network, or what was trained beside one.
+
+    The latter counts twice, because a LoRA is written for diffusers and for the web UIs.
+    """
     module = run.method.trainable()
     if getattr(run.method, "adapter_file", None) is not None:
-        return _trained_bytes(module)
+        return 2 * _trained_bytes(module)
     return sum(tensor.nbytes for tensor in module.state_dict().values())
 
 

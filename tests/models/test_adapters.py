@@ -192,6 +192,23 @@ def test_same_as_diffusers(form: str, components: Components, lora_file: File, t
     assert ours.loras == (LoraIdentity("my.v2", 0.7, sha256_file(path)),)
 
 
+def test_kohya_gives_the_same_as_its_peft_twin(components: Components, lora_file: File) -> None:
+    """Their alphas in tensors, peft's in the header."""
+    layers = halves(components, rank=4)
+    modules = [module for _, module in layers]
+    alphas = {module: 0.5 + index for index, module in enumerate(modules)}
+    settings = {
+        f"{part}.alpha_pattern": {f"^{module}": alphas[module] for module in MODULES[part]}
+        for part in MODULES
+    }
+    peft = lora_file(in_peft(layers, ""), "p", lora_adapter_metadata=json.dumps(settings))
+    kohya = lora_file(in_kohya(layers, alphas), "k")
+    drawn = [LatentPipeline(load_lora(components, one, 0.8)) for one in (peft, kohya)]
+    first, second = (pipe("a dog", steps=2, seed=1).latents for pipe in drawn)
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, LatentPipeline(components)("a dog", steps=2, seed=1).latents)
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_same_as_merged_weights_with_alphas_of_every_kind(
     rank: int, components: Components, lora_file: File

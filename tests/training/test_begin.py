@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.training import begin, optimizers
-from ldm_toolkit.training.config import LoopConfig
+from ldm_toolkit.training.config import LoopConfig, UNetConfig, VAEConfig
 
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 NAMES = [*LAUNCHED, "WORLD_SIZE"]
@@ -83,3 +83,38 @@ def test_the_configuration_is_written(tmp_path):
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert json.loads((tmp_path / "new" / "config.json").read_text())["lr"] == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "version", "told"),
+    [
+        ({}, 2, None),
+        ({"method": "lora"}, 2, None),
+        ({}, 1, ["fsdp_version must be 2"]),
+        ({"compile": True, "optimizer": "prodigy", "lr": 1.0}, 2, ["--compile", "pass adamw"]),
+        ({"validate_every": 5, "validation_count": 2}, 2, ["--validate-every 0"]),
+        ({"method": "textual-inversion", "token": "<x>"}, 2, ["only the UNet and LoRAs"]),
+    ],
+)
+def test_what_divided_weights_cannot_do(options, version, told):
+    config = UNetConfig(output="o", data="d", **options)
+    accelerator = SimpleNamespace(is_fsdp2=version == 2)
+    if told is None:
+        begin._check_divided(config, accelerator)
+        return
+    with pytest.raises(UserError, match=r"^FSDP: ") as caught:
+        begin._check_divided(config, accelerator)
+    assert all(one in str(caught.value) for one in told)
+
+
+def test_the_autoencoder_is_not_divided():
+    config = VAEConfig(output="o", data="d")
+    with pytest.raises(UserError, match="only the UNet and LoRAs"):
+        begin._check_divided(config, SimpleNamespace(is_fsdp2=True))
+
+
+def test_deepspeed_is_refused_before_anything_is_written(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match=r"DeepSpeed is not supported: .*ddp\.yaml"):
+        begin.begin(LoopConfig(output=str(tmp_path / "o"), threads=1))
+    assert not (tmp_path / "o").exists()

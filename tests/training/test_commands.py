@@ -47,6 +47,22 @@ def test_the_result_is_a_model(script, trainer, tiny_v_model, pictures, tmp_path
         )
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model"] == str(tiny_v_model)
+    card = (tmp_path / "README.md").read_text()
+    assert "6 pictures" in card
+    assert f"--model {tmp_path.name}" in card
+    assert (tmp_path / "loss.png").is_file()
+    described = [card, *(path.read_text() for path in tmp_path.glob("*/config.json"))]
+    assert not any(str(place) in one for one in described for place in (tmp_path, tiny_v_model))
+    assert json.loads((tmp_path / "ldm_toolkit.json").read_text()) == {"name": tmp_path.name}
+
+
+def test_a_card_that_cannot_be_written_costs_nothing(trainer, tiny_model, pictures, tmp_path):
+    (tmp_path / "README.md").mkdir()
+    child = trainer.run("finetune_unet", "--model", tiny_model, "--data", pictures, "--output",
+                        tmp_path, *SMALL)  # fmt: skip
+    assert child.wait() == 0, child.errors
+    assert "no model card: cannot write" in child.errors
+    assert child.out.read_text().splitlines() == [str(tmp_path)]
 
 
 def test_the_scheduler_is_saved_as_it_was_trained(trainer, tiny_v_model, pictures, tmp_path):

@@ -14,7 +14,7 @@ from training_tools import dreambooth_method, metric, noise_schedule, tiny_unet
 
 from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.training import loop, objectives
-from ldm_toolkit.training.lora_output import LORA_FILE
+from ldm_toolkit.training.lora_output import KOHYA_FILE, LORA_FILE
 from ldm_toolkit.training.methods.dreambooth import DreamBoothLora
 
 UNET = Path("unet", "diffusion_pytorch_model.safetensors")
@@ -248,7 +248,8 @@ def test_ones_own_pictures_and_a_lora(trainer, tiny_model, pictures, tmp_path):
     assert child.wait() == 0, child.errors
     assert sorted(path.name for path in own.iterdir()) == ["3.png", "4.png", "5.png"]
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"cache", "checkpoints", "config.json", "metrics.jsonl", LORA_FILE}
+    written = {"cache", "checkpoints", "config.json", "metrics.jsonl", LORA_FILE, KOHYA_FILE}
+    assert names == written | {"README.md", "loss.png"}
     LatentPipeline.from_pretrained(tiny_model).load_lora(tmp_path / "out" / LORA_FILE)
 
 

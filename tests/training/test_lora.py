@@ -19,7 +19,7 @@ from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.training import loop, run
 from ldm_toolkit.training.config import UNetConfig
 from ldm_toolkit.training.folders import load_network
-from ldm_toolkit.training.lora_output import LORA_FILE
+from ldm_toolkit.training.lora_output import KOHYA_FILE, LORA_FILE
 from ldm_toolkit.training.methods.lora import LoraUNet
 from ldm_toolkit.training.samples import draw_prompts
 
@@ -246,16 +246,17 @@ def test_our_pipeline_draws_what_was_trained(lora: LoraUNet, pipe: LatentPipelin
     options: dict[str, Any] = {"steps": 3, "guidance": 2.0, "seed": 1}
     itself = LatentPipeline(dataclasses.replace(pipe.components, unet=lora.unet))
     expected = itself("a dog", **options).latents
-    ours = LatentPipeline(pipe.components)
-    plain = ours("a dog", **options).latents
-    ours.load_lora(tmp_path / LORA_FILE)
-    drawn = ours("a dog", **options).latents
-    torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-5)
-    assert (drawn - plain).abs().max() > 1e-3
+    plain = LatentPipeline(pipe.components)("a dog", **options).latents
+    for file in tmp_path.glob("*.safetensors"):
+        ours = LatentPipeline(pipe.components)
+        ours.load_lora(file)
+        drawn = ours("a dog", **options).latents
+        torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-5)
+        assert (drawn - plain).abs().max() > 1e-3
 
 
 def test_diffusers_draws_what_was_trained(lora: LoraUNet, tiny_model: Path, tmp_path: Path):
-    """From the file, and from its tensors without the header."""
+    """From each file, from the folder, and from the tensors without the header."""
 
     def drawn(theirs: Any) -> torch.Tensor:
         theirs.set_progress_bar_config(disable=True)
@@ -265,10 +266,52 @@ def test_diffusers_draws_what_was_trained(lora: LoraUNet, tiny_model: Path, tmp_
         ).images  # fmt: skip
 
     expected = drawn(StableDiffusionPipeline.from_pretrained(tiny_model, unet=lora.unet))
-    for source in (str(tmp_path / LORA_FILE), load_file(tmp_path / LORA_FILE)):
+    sources = [str(tmp_path / LORA_FILE), str(tmp_path), load_file(tmp_path / LORA_FILE)]
+    if (tmp_path / KOHYA_FILE).exists():
+        sources.append(str(tmp_path / KOHYA_FILE))
+    for source in sources:
         theirs = StableDiffusionPipeline.from_pretrained(tiny_model)
         theirs.load_lora_weights(source)
         torch.testing.assert_close(drawn(theirs), expected, rtol=0, atol=1e-5)
+
+
+def test_kohyas_keys(lora: LoraUNet, tmp_path: Path):
+    """Every layer by the name that the web UIs make of it; none of a DoRA, which they misread."""
+    if any("magnitude" in name for name in trained(lora)):
+        assert not (tmp_path / KOHYA_FILE).exists()
+        return
+    peft, kohya = load_file(tmp_path / LORA_FILE), load_file(tmp_path / KOHYA_FILE)
+    assert len(kohya) == 3 * len(peft) / 2
+    for name, tensor in peft.items():
+        layer, _, half = name.removeprefix("unet.").partition(".lora_")
+        key = f"lora_unet_{layer.replace('.', '_')}"
+        assert torch.equal(kohya[f"{key}.lora_{'down' if half[0] == 'A' else 'up'}.weight"], tensor)
+        if half[0] == "A":
+            assert kohya[f"{key}.alpha"].item() == len(tensor)
+
+
+def test_layers_beside_the_blocks_in_kohyas_keys(tiny_model, pipe, tmp_path):
+    unet = load_network(UNet2DConditionModel, tiny_model / "unet")
+    targets = "conv_in,conv_out,time_embedding.linear_1,time_embedding.linear_2,time_emb_proj"
+    method, _ = lora_method(tmp_path, unet=unet, lora_targets=targets)
+    with torch.no_grad():
+        for layer in trained(method).values():
+            layer.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
+    method.save(tmp_path)
+    drawn = []
+    for name in (LORA_FILE, KOHYA_FILE):
+        ours = LatentPipeline(pipe.components)
+        ours.load_lora(tmp_path / name)
+        drawn.append(ours("a dog", steps=2, seed=1).latents)
+    assert torch.equal(*drawn)
+    assert not torch.allclose(drawn[0], pipe("a dog", steps=2, seed=1).latents, atol=1e-3)
+
+
+def test_a_dora_removes_the_file_of_a_lora_before(tmp_path):
+    lora_method(tmp_path)[0].save(tmp_path)
+    assert (tmp_path / KOHYA_FILE).is_file()
+    lora_method(tmp_path, dora=True)[0].save(tmp_path)
+    assert not (tmp_path / KOHYA_FILE).exists()
 
 
 def test_keys_are_those_of_diffusers(lora: LoraUNet, tmp_path: Path):
@@ -317,15 +360,22 @@ def test_the_header(second, prediction, architecture, version, told, model_facto
         "ss_network_module": "networks.lora",
         "ss_network_dim": "4",
         "ss_network_alpha": "4",
+        "ss_seed": "0",
+        "ss_steps": "1000",
     }
     assert all(name.startswith("unet.") for name in settings)
     adapted = {name.partition(".lora_")[0] for name in tensors}
     assert {f"unet.{name}" for name in settings["unet.target_modules"]} == adapted
     config = LoraConfig(**{k.removeprefix("unet."): v for k, v in settings.items()})
     assert (config.r, config.lora_alpha, config.use_rslora, config.use_dora) == (4, 4, False, False)
+    kohya, other = (tmp_path / KOHYA_FILE).read_bytes(), read_header(tmp_path / KOHYA_FILE)[1]
+    start = 8 + int.from_bytes(kohya[:8], "little")
+    digest = "0x" + hashlib.sha256(kohya[start:]).hexdigest()
+    assert other == metadata | {"modelspec.hash_sha256": digest}
     for _ in range(3):
         method.save(tmp_path)
         assert file.read_bytes() == data
+        assert (tmp_path / KOHYA_FILE).read_bytes() == kohya
 
 
 # --- pictures, and the command ---
@@ -376,7 +426,8 @@ def test_the_command_writes_a_file_and_survives_a_kill(trainer, tiny_model, pict
     child = trainer.run(*words(tiny_model, pictures, whole, *targets))
     assert child.wait() == 0, child.errors
     names = {path.name for path in whole.iterdir()}
-    assert names == {"cache", "checkpoints", "config.json", "metrics.jsonl", LORA_FILE}
+    written = {"cache", "checkpoints", "config.json", "metrics.jsonl", LORA_FILE}
+    assert names == written | {"README.md", "loss.png"}
     LatentPipeline.from_pretrained(tiny_model).load_lora(whole / LORA_FILE)
     in_a_save = ["ldm_toolkit.training.checkpoints", "save_file", 5]  # the second save
     again = words(tiny_model, pictures, killed, *targets)

@@ -17,7 +17,9 @@ from ldm_toolkit.errors import UserError, suggestion
 from ldm_toolkit.files import write_atomic
 from ldm_toolkit.training.config import UNetConfig
 from ldm_toolkit.training.lora_output import (
+    KOHYA_FILE,
     LORA_FILE,
+    kohya_tensors,
     lora_bytes,
     lora_layers,
     lora_metadata,
@@ -66,10 +68,15 @@ class LoraUNet(UNetMethod):
         super().__init__(unet, config, encoder=encoder, **cached)
 
     def save(self, folder: Path) -> None:
-        """``folder/pytorch_lora_weights.safetensors``."""
+        """``folder/pytorch_lora_weights.safetensors``, of a plain LoRA also with kohya's keys."""
         tensors = lora_tensors(self.unet, self.encoder, _ADAPTER)
         told = lora_metadata(tensors, self._config, self.unet.config, self.module.kind)
         write_atomic(folder / LORA_FILE, lora_bytes(tensors, told))
+        if self._config.dora:
+            (folder / KOHYA_FILE).unlink(missing_ok=True)  # of a run before, without --dora
+        else:
+            del told["lora_adapter_metadata"]  # of peft's keys
+            write_atomic(folder / KOHYA_FILE, lora_bytes(kohya_tensors(tensors), told))
 
 
 def _attach(network: nn.Module, layers: list[str], config: UNetConfig) -> None:
