@@ -17,7 +17,14 @@ from ldm_toolkit.training.method_options import (
     WordOptions,
 )
 
-__all__ = ["UNET_METHODS", "JudgeConfig", "LoopConfig", "TextEncoderConfig", "UNetConfig", "VAEConfig"]
+__all__ = [
+    "UNET_METHODS",
+    "JudgeConfig",
+    "LoopConfig",
+    "TextEncoderConfig",
+    "UNetConfig",
+    "VAEConfig",
+]
 
 UNET_METHODS = {
     "full": "full.FullUNet",
