@@ -1,7 +1,7 @@
 """The judge's training: renders, renders through an autoencoder, and pictures of nothing."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +92,10 @@ class JudgeTraining:
     def trainable(self) -> nn.Module:
         """The whole network."""
         return self.module
+
+    def rates(self) -> Mapping[str, float]:
+        """One learning rate for all."""
+        return {}
 
     def checkpoint_gradients(self) -> None:
         """Nothing to save: the network is small."""
