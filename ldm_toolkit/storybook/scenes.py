@@ -222,8 +222,7 @@ def known_words() -> frozenset[str]:
     for subject in SUBJECTS.values():
         texts += (*subject.names, *subject.adjectives)
     for accessory in ACCESSORIES.values():
-        texts += (*accessory.names, accessory.article, accessory.place)
-        texts += accessory.colours
+        texts += (*accessory.names, accessory.article, accessory.place, *accessory.colours)
     for setting in SETTINGS.values():
         texts += (*setting.phrases, *setting.words)
     for weather in WEATHERS.values():

@@ -17,7 +17,14 @@ from ldm_toolkit.training.method_options import (
     WordOptions,
 )
 
-__all__ = ["UNET_METHODS", "LoopConfig", "TextEncoderConfig", "UNetConfig", "VAEConfig"]
+__all__ = [
+    "UNET_METHODS",
+    "JudgeConfig",
+    "LoopConfig",
+    "TextEncoderConfig",
+    "UNetConfig",
+    "VAEConfig",
+]
 
 UNET_METHODS = {
     "full": "full.FullUNet",
@@ -286,3 +293,25 @@ class TextEncoderConfig(LoopConfig):
 
     from_config: str
     caption_count: int = 20000
+
+
+@dataclass(kw_only=True)
+class JudgeConfig(LoopConfig):
+    """Train a judge of storybook pictures on renders alone.
+
+    Attributes:
+        model: Name of a bundled model or a model folder, through whose autoencoder some go.
+        network: residual or inverted; two kinds, so that one can check the other.
+        decoded: Pictures that go through the autoencoder, once for the whole run.
+    """
+
+    model: str = "storybook"
+    network: Literal["residual", "inverted"] = "residual"
+    decoded: int = 600
+
+    def problems(self) -> list[str]:
+        """What is wrong with the options, one line each."""
+        found = super().problems()
+        if self.decoded < 1:
+            found.append("--decoded must be at least 1")
+        return found

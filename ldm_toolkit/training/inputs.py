@@ -11,7 +11,13 @@ from typing import Any
 from ldm_toolkit.errors import ModelError, UserError, suggestion
 from ldm_toolkit.models.hub import on_hub
 from ldm_toolkit.models.identity import bundled_models
-from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from ldm_toolkit.training.config import (
+    JudgeConfig,
+    LoopConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 
 __all__ = ["EXPECTED_DATA", "check_inputs", "model_folder", "network_config"]
 
@@ -71,9 +77,9 @@ def _model_problems(config: LoopConfig) -> list[str]:
     problems = []
     if isinstance(config, TextEncoderConfig):
         wanted.append((Path(config.from_config) / "text_encoder", "config.json"))
-    elif isinstance(config, UNetConfig | VAEConfig):
+    elif isinstance(config, UNetConfig | VAEConfig | JudgeConfig):
         try:
-            base = model_folder(config.from_config or config.model)
+            base = model_folder(getattr(config, "from_config", None) or config.model)
         except ModelError as error:
             return [str(error)]
         if isinstance(config, UNetConfig):

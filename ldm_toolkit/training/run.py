@@ -20,7 +20,13 @@ from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
 from ldm_toolkit.training.begin import begin
 from ldm_toolkit.training.cache import module_hash
 from ldm_toolkit.training.card import Result, write_card
-from ldm_toolkit.training.config import LoopConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from ldm_toolkit.training.config import (
+    JudgeConfig,
+    LoopConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from ldm_toolkit.training.data import Plan, Source, check_data
 from ldm_toolkit.training.data.geometry import Geometry
 from ldm_toolkit.training.folders import complete_model, load_network, save_network
@@ -36,7 +42,7 @@ from ldm_toolkit.training.quality import Quality
 from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
 from ldm_toolkit.training.validation import UNetHeldOut, VAEHeldOut, Validation
 
-__all__ = ["train_text_encoder", "train_unet", "train_vae"]
+__all__ = ["train_judge", "train_text_encoder", "train_unet", "train_vae"]
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +121,19 @@ def train_text_encoder(config: TextEncoderConfig) -> None:
     settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     settings.pad_token_id = tokenizer.pad_token_id
     method = AttributeText(tokenizer, config, settings)
+    train(method, fitted(method, config, accelerator), accelerator)
+    if accelerator.is_main_process:
+        sys.stdout.write(f"{config.output}\n")
+    accelerator.wait_for_everyone()
+
+
+def train_judge(config: JudgeConfig) -> None:
+    """Train a judge of storybook pictures; writes OUTPUT/judge.safetensors."""
+    from ldm_toolkit.training.judging import JudgeTraining
+
+    accelerator = begin(config)
+    vae = load_network(AutoencoderKL, model_folder(config.model) / "vae").eval()
+    method = JudgeTraining(config, vae)
     train(method, fitted(method, config, accelerator), accelerator)
     if accelerator.is_main_process:
         sys.stdout.write(f"{config.output}\n")

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 REPO = Path(__file__).parents[2]
 SCRIPTS = {name: REPO / "examples" / f"{name}.py" for name in
-           ("finetune_unet", "finetune_vae", "train_text_encoder")}  # fmt: skip
+           ("finetune_unet", "finetune_vae", "train_judge", "train_text_encoder")}  # fmt: skip
 
 
 def draw_pictures(folder: Path, count: int = 6, side: int = 72) -> Path:

@@ -1,0 +1,1 @@
+"""Measures of models and of pictures, each with its error bar."""

@@ -1,0 +1,80 @@
+"""The judge: its file, its verdicts, and the pictures that it must refuse."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ldm_toolkit.errors import ModelError
+from ldm_toolkit.storybook import scenes
+from ldm_toolkit.storybook.judge import ATTRIBUTES, SIDE, Judge, JudgeNet, prepare
+from ldm_toolkit.storybook.render import render
+from ldm_toolkit.storybook.spoiled import SPOILED, spoil
+
+
+@pytest.fixture
+def pictures():
+    return [render(scenes.sample_scene(0, index), 96) for index in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["residual", "inverted"])
+def test_a_judge_comes_back_from_its_file(kind, pictures, tmp_path):
+    torch.manual_seed(1)
+    made = Judge(JudgeNet(kind, (8, 16)), threshold=0.25)
+    made.save(tmp_path / "a.safetensors")
+    found = Judge.load(tmp_path / "a.safetensors")
+    assert (found.threshold, found.net.config) == (0.25, made.net.config)
+    torch.testing.assert_close(
+        found.features(pictures), made.features(pictures), rtol=2e-2, atol=2e-2
+    )
+    for verdict in found.verdicts(pictures, batch_size=2):
+        assert all(verdict.values[name] in values for name, values in ATTRIBUTES.items())
+        assert all(0 < sure <= 1 for sure in verdict.probabilities.values())
+
+
+def test_the_default_judge_is_small():
+    count = sum(one.numel() for one in JudgeNet().parameters())
+    assert 2 * count < 3_000_000  # bytes of half precision
+
+
+def test_files_that_hold_no_judge_of_this_world(tmp_path):
+    with pytest.raises(ModelError, match="is not there"):
+        Judge.load(tmp_path / "none.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    told = {"judge": json.dumps({"attributes": {"subject": ["dog"]}})}
+    save_file({"x": torch.zeros(1)}, tmp_path / "first.safetensors", told)
+    for name, message in (("text", "holds no"), ("other", "holds no"), ("first", "another ed")):
+        with pytest.raises(ModelError, match=message):
+            Judge.load(tmp_path / f"{name}.safetensors")
+
+
+def test_pictures_of_any_size_become_one_tensor(pictures):
+    large = [render(scenes.sample_scene(0, index), 3 * SIDE) for index in range(3)]
+    pixels = prepare([*large, pictures[0]])
+    assert pixels.shape == (4, 3, SIDE, SIDE)
+    assert -1 <= float(pixels.min()) < float(pixels.max()) <= 1
+    blocks = torch.nn.functional.avg_pool2d(prepare_full(large[0]), 3)
+    torch.testing.assert_close(pixels[0], blocks[0], rtol=0, atol=0.01)
+
+
+def prepare_full(picture):
+    data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return data.view(1, *picture.size, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def test_places_are_seen_in_spite_of_the_mean():
+    torch.manual_seed(0)
+    net = JudgeNet("residual", (8, 16)).eval()
+    left = torch.zeros(1, 3, SIDE, SIDE)
+    left[..., 60:90, 10:40] = 1
+    assert not torch.allclose(net.features(left), net.features(left.flip(-1)), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_spoiled_pictures_are_pure_functions(kind):
+    first = spoil(kind, 3, 48)
+    assert (first.size, first.mode) == ((48, 48), "RGB")
+    assert first.tobytes() == spoil(kind, 3, 48).tobytes()
+    assert len({spoil(kind, seed, 48).tobytes() for seed in range(6)}) == 6
