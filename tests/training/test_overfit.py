@@ -91,8 +91,9 @@ def likeness(
     pipe: LatentPipeline, pictures: Sequence[Image.Image], captions: Sequence[str]
 ) -> float:
     """Mean PSNR of what the captions draw to the pictures, in dB."""
+    drawn = {caption: draw(pipe, caption) for caption in dict.fromkeys(captions)}
     pairs = zip(pictures, captions, strict=True)
-    return sum(psnr(draw(pipe, caption), picture) for picture, caption in pairs) / len(captions)
+    return sum(psnr(drawn[caption], picture) for picture, caption in pairs) / len(captions)
 
 
 @pytest.mark.parametrize(
@@ -118,33 +119,34 @@ def test_pictures_with_captions(options, tmp_path):
 
 
 def test_dreambooth(tmp_path):
-    """The loss on the subject falls to a third and its prompt draws it, 4 dB nearer; the class goes
-    on looking as it did: its picture is nearer to that from before than to the subject.
+    """The loss on the subject falls to an eighth and its prompt draws it, 6 dB nearer; the class
+    goes on looking as it did: its picture is nearer to that from before than to the subject.
+
+    The bundled model reads over words that it never saw, so a rare combination names the subject.
     """
-    subject, kind = "a sks dog", "a dog"
+    subject, kind = "a purple dog wearing glasses at night", "a dog"
     pictures = [drawing(ground, "cyan", 3) for ground in ("orange", "gold", "tomato", "salmon")]
     prompts = [subject] * len(pictures)
     plain = pipeline()
     before = loss(plain, pictures, prompts), likeness(plain, pictures, prompts)
     known = draw(plain, kind, 7)
     output = train(
-        tmp_path, folder_of(tmp_path / "data", pictures), method="dreambooth", lr=3e-4, steps=120,
+        tmp_path, folder_of(tmp_path / "data", pictures), method="dreambooth", lr=3e-4, steps=90,
         instance_prompt=subject, class_prompt=kind, class_count=4,
     )  # fmt: skip
     pipe = pipeline(output)
     after = loss(pipe, pictures, prompts), likeness(pipe, pictures, prompts)
     again = draw(pipe, kind, 7)
-    print("dreambooth", before, after, psnr(again, known), psnr(again, pictures[0]))
-    assert after[0] < 0.33 * before[0]
-    assert after[1] > before[1] + 4
-    assert psnr(again, known) > psnr(again, pictures[0]) + 3
+    assert after[0] < 0.125 * before[0]
+    assert after[1] > before[1] + 6
+    assert psnr(again, known) > psnr(again, pictures[0]) + 4
 
 
 def test_textual_inversion(tmp_path):
-    """A word learns what the model can draw: its pictures' loss is a fifth lower than with the word
-    that it began as, and what it draws is 2 dB nearer to them.
+    """A word learns what the model can draw: its pictures' loss is a quarter lower than with the
+    word that it began as, and what it draws is 3 dB nearer to them.
     """
-    seen = scenes.Composition("cat", "purple", None, "snow")
+    seen = scenes.Composition("cat", "purple", None, "night")
     pictures = [render.render(scenes.make_scene(seen, seed), SIZE) for seed in range(4)]
     plain = pipeline()
     prompts = ["a picture of dog"] * len(pictures)
@@ -156,6 +158,5 @@ def test_textual_inversion(tmp_path):
     plain.load_embedding(output / EMBEDDING_FILE)
     prompts = ["a picture of <x>"] * len(pictures)
     after = loss(plain, pictures, prompts), likeness(plain, pictures, prompts)
-    print("textual-inversion", before, after)
-    assert after[0] < 0.8 * before[0]
-    assert after[1] > before[1] + 2
+    assert after[0] < 0.75 * before[0]
+    assert after[1] > before[1] + 3
