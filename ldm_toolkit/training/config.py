@@ -141,6 +141,8 @@ class UNetConfig(LoopConfig, DataConfig, LoraOptions, PriorOptions, WordOptions,
         if self.sample_every and not self.sample_prompts:
             found.append("--sample-every needs --sample-prompts")
         found += self.word_problems(self.method, self.sample_prompts if self.sample_every else ())
+        if self.validation_data is not None and self.validate_every == 0:
+            found.append("--validation-data is not looked at: pass --validate-every too")
         if self.validate_every > 0 and self.method in WORD_METHODS:
             found.append(f"--method {self.method} has no loss to validate: pass --validate-every 0")
         if self.buckets and self.method in PRIOR_METHODS:

@@ -11,7 +11,7 @@ from ldm_toolkit.training.config import UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Source
 from ldm_toolkit.training.rng import PermutationIndex
 
-__all__ = ["Part", "hold_out"]
+__all__ = ["Part", "a_few", "hold_out"]
 
 Config = UNetConfig | VAEConfig
 
@@ -58,9 +58,18 @@ def hold_out(
         raise UserError(
             f"--validation-count {count} leaves nothing to train on: there are {length} pictures"
         )
-    # Not those at the end, which often are of one kind; the same ones whatever the run's seed.
-    shuffled = PermutationIndex(0, length)
-    held = sorted(shuffled(place) for place in range(count))
+    held = _chosen(length, count)
     chosen = frozenset(held)
     kept = [index for index in range(length) if index not in chosen]
     return Part(source, kept), Part(source, held)
+
+
+def a_few(source: Source, count: int = 8) -> Source:
+    """Up to ``count`` pictures of a source, always the same."""
+    return Part(source, _chosen(len(source), min(count, len(source))))
+
+
+def _chosen(length: int, count: int) -> list[int]:
+    """Not those at the end, which often are of one kind; the same ones whatever the run's seed."""
+    shuffled = PermutationIndex(0, length)
+    return sorted(shuffled(place) for place in range(count))

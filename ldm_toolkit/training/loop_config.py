@@ -177,8 +177,6 @@ class ValidationOptions:
             found.append("--validation-data and --validation-count both hold out: pass one")
         if self.validation_data is not None and self.validation_data == data:
             found.append("--validation-data is what is trained on: pass --validation-count instead")
-        if self.validation_data is not None and self.validate_every == 0:
-            found.append("--validation-data is not looked at: pass --validate-every too")
         if self.validate_every > 0 and self.validation_data is None and self.validation_count == 0:
             found.append("--validate-every needs --validation-data FOLDER or --validation-count N")
         return found

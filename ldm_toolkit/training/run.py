@@ -27,13 +27,14 @@ from ldm_toolkit.training.folders import (
     model_folder,
     network_config,
 )
-from ldm_toolkit.training.held_out import hold_out
+from ldm_toolkit.training.held_out import a_few, hold_out
 from ldm_toolkit.training.loop import train
 from ldm_toolkit.training.methods import method_class
 from ldm_toolkit.training.methods.unet_step import trained_scheduler
 from ldm_toolkit.training.methods.vae import VAEMethod
 from ldm_toolkit.training.perceptual import EncoderDistance, load_lpips
 from ldm_toolkit.training.prior import DrawClass
+from ldm_toolkit.training.quality import Quality
 from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
 from ldm_toolkit.training.validation import UNetHeldOut, VAEHeldOut, Validation
 
@@ -54,6 +55,14 @@ def train_vae(config: VAEConfig) -> None:
         with accelerator.local_main_process_first():
             lpips = load_lpips()
     base = model_folder(config.from_config or config.model)
+    if config.train == "all" and config.from_config is None and accelerator.is_main_process:
+        logger.warning(
+            "--train all changes the latents: no UNet that learned the old ones fits them, not the "
+            "one in %s either, nor its LoRAs; train it on the new ones (finetune_unet.py --model "
+            "%s), or pass --train decoder",
+            config.output,
+            config.output,
+        )
     if config.from_config is not None:
         vae = AutoencoderKL.from_config(network_config(base / "vae"))
         pass_colour_(vae)
@@ -66,6 +75,10 @@ def train_vae(config: VAEConfig) -> None:
     source, held = hold_out(config, opened(config), opened)
     if accelerator.is_main_process and config.from_config is None:
         complete_model(base, Path(config.output), {"vae"})
+    watched = held if held is not None else a_few(source)
+    file = Path(config.output) / "quality.json"
+    quality = Quality(watched, held is not None, file, accelerator, lpips)
+    quality.before(vae)
     inputs = {"data": source.fingerprint}
     perceptual: nn.Module | None = lpips
     if config.perceptual == "encoder":
@@ -79,9 +92,11 @@ def train_vae(config: VAEConfig) -> None:
         held_out = VAEHeldOut(method, held, config.reconstruction)
         validation = Validation(held_out, config.validate_every)
     train(method, config, accelerator, sample=sample, validation=validation, inputs=inputs)
+    if accelerator.is_main_process and config.train == "all":
+        _standardise(Path(config.output) / "vae", method, config.crops)
+    accelerator.wait_for_everyone()
+    quality.after(load_network(AutoencoderKL, Path(config.output) / "vae"))
     if accelerator.is_main_process:
-        if config.train == "all":
-            _standardise(Path(config.output) / "vae", method, config.crops)
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
 

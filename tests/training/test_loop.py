@@ -247,3 +247,8 @@ def test_two_processes_equal_one_with_all_in_a_batch(
         losses = [own[weights]["loss"] for own in measured]
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert [json.loads(line)["step"] for line in lines[1]] == list(range(1, 7))
+    if part == "vae":  # each process looks at its share of the pictures
+        found = [json.loads((tmp_path / run / "quality.json").read_text()) for run in runs]
+        assert found[0]["before"] == found[1]["before"]
+        psnr = [own["after"]["psnr"]["mean"] for own in found]
+        assert psnr[0] == pytest.approx(psnr[1], abs=0.01)
