@@ -31,7 +31,13 @@ from ldm_toolkit.training.methods import method_class
 from ldm_toolkit.training.methods.unet_step import trained_scheduler
 from ldm_toolkit.training.methods.vae import VAEMethod
 from ldm_toolkit.training.prior import DrawClass
-from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
+from ldm_toolkit.training.samples import (
+    Draw,
+    draw_prompts,
+    draw_reconstructions,
+    sample_file,
+    write_before_after,
+)
 from ldm_toolkit.training.validation import UNetHeldOut, VAEHeldOut, Validation
 
 __all__ = ["train_text_encoder", "train_unet", "train_vae"]
@@ -70,6 +76,7 @@ def train_vae(config: VAEConfig) -> None:
     if accelerator.is_main_process:
         if config.train == "all":
             _standardise(Path(config.output) / "vae", method, config.crops)
+        write_before_after(Path(config.output), config.steps)
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
 
@@ -152,6 +159,7 @@ def train_unet(
         validation = Validation(held_out, config.validate_every)
     train(method, config, accelerator, sample=sample, validation=validation, inputs=found.hashes)
     if accelerator.is_main_process:
+        write_before_after(Path(config.output), config.steps)
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
 
@@ -193,7 +201,7 @@ def _sampler(config: LoopConfig, draw: Callable[[Path], None]) -> Callable[[int]
 
     def sample(step: int) -> None:
         try:
-            draw(Path(config.output) / "samples" / f"step-{step:08d}.png")
+            draw(sample_file(Path(config.output), step))
         except LdmToolkitError as error:  # a picture is not worth the run
             logger.warning("no sample picture at step %d: %s", step, error)
 
