@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import logging
+import os
 import re
 import shlex
 import sys
@@ -17,9 +18,22 @@ from ldm_toolkit.errors import CannotWrite, LdmToolkitError, UserError, suggesti
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.signals import Interrupted
 
-__all__ = ["command", "parse"]
+__all__ = ["Demonstration", "command", "parse"]
+
+logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=LoopConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """What a command does when it is given no arguments: the words that it takes for them.
+
+    ``about`` says for people what happens and how long it takes.
+    """
+
+    about: str
+    words: tuple[str, ...]
 
 
 def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
@@ -84,7 +98,9 @@ def _readable(message: str, known: Sequence[str]) -> str:
     return f"{message}; see --help"
 
 
-def command(kind: type[Config], run: Callable[[Config], None]) -> None:
+def command(
+    kind: type[Config], run: Callable[[Config], None], demonstration: Demonstration | None = None
+) -> None:
     """Run a training command for the process: one clear line and an exit code for every error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "torch.distributed"):
@@ -92,7 +108,7 @@ def command(kind: type[Config], run: Callable[[Config], None]) -> None:
     name = Path(sys.argv[0]).name
     try:
         try:
-            run(parse(kind, sys.argv[1:]))
+            run(parse(kind, _arguments(demonstration)))
         except OSError as error:  # a full disk, a folder without permission
             raise CannotWrite(str(error)) from error
     except Interrupted as error:
@@ -104,3 +120,18 @@ def command(kind: type[Config], run: Callable[[Config], None]) -> None:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _arguments(demonstration: Demonstration | None) -> Sequence[str]:
+    """The process's, or those of the demonstration where there are none."""
+    words = sys.argv[1:]
+    if words or demonstration is None:
+        return words
+    if os.environ.get("RANK", "0") == "0":
+        logger.info(
+            "No arguments: this is the demonstration, as with %s\nIt %s.\n"
+            "Pictures of your own: the same command with --data FOLDER --output FOLDER; see --help",
+            shlex.join(demonstration.words),
+            demonstration.about,
+        )
+    return demonstration.words
