@@ -1,11 +1,22 @@
-"""Train the UNet: accelerate launch examples/finetune_unet.py --help."""
+"""Train the UNet: accelerate launch examples/finetune_unet.py --help.
+
+Without arguments it runs the demonstration of demo/robot_lora.yaml.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ldm_toolkit.training.config import UNetConfig
-from ldm_toolkit.training.options import command
+from ldm_toolkit.training.options import Demonstration, command
+
+HERE = Path(__file__).resolve().parent
+DEMONSTRATION = Demonstration(
+    "teaches the bundled model what a robot is, from twenty pictures, in about four minutes on "
+    "two cores; robot-lora/before_after.png will show what it drew before and what it draws then",
+    ("--config", str(HERE / "demo" / "robot_lora.yaml"),
+     "--data", str(HERE.parent / "assets" / "robots")),
+)  # fmt: skip
 
 
 def draw(model: Path, prompts: Sequence[str], adapter: Path | None) -> list[Any]:
@@ -38,4 +49,4 @@ def main(config: UNetConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(UNetConfig, main)
+    command(UNetConfig, main, DEMONSTRATION)

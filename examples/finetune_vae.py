@@ -1,7 +1,21 @@
-"""Train the autoencoder: accelerate launch examples/finetune_vae.py --help."""
+"""Train the autoencoder: accelerate launch examples/finetune_vae.py --help.
+
+Without arguments it runs the demonstration of demo/robot_decoder.yaml.
+"""
+
+from pathlib import Path
 
 from ldm_toolkit.training.config import VAEConfig
-from ldm_toolkit.training.options import command
+from ldm_toolkit.training.options import Demonstration, command
+
+HERE = Path(__file__).resolve().parent
+DEMONSTRATION = Demonstration(
+    "sharpens the bundled model's decoder for twenty pictures of robots, in about four minutes "
+    "on two cores; robot-decoder/before_after.png will show each beside its reconstruction, before "
+    "and after",
+    ("--config", str(HERE / "demo" / "robot_decoder.yaml"),
+     "--data", str(HERE.parent / "assets" / "robots")),
+)  # fmt: skip
 
 
 def main(config: VAEConfig) -> None:
@@ -12,4 +26,4 @@ def main(config: VAEConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(VAEConfig, main)
+    command(VAEConfig, main, DEMONSTRATION)

@@ -1,5 +1,6 @@
 """The training loop: when things happen. What happens is the method's."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from ldm_toolkit.training.watching import Watch
 
 __all__ = ["learning_rate", "set_threads", "train"]
 
+logger = logging.getLogger(__name__)
+
 
 def set_threads(threads: int) -> int:
     """Set torch's CPU threads and return their number; 0 shares the cores among local processes."""
@@ -42,9 +45,9 @@ def train(
 ) -> None:
     """Train until ``config.steps`` and write the averaged network to ``config.output``.
 
-    ``sample(step)`` is called every ``config.sample_every`` steps with the averaged weights in
-    place; ``validation`` measures its held-out pictures when it is due; ``inputs`` names hashes of
-    the data and models, which a resumed run must share.
+    ``sample(step)`` is called before the first step, every ``config.sample_every`` steps and after
+    the last one, with the averaged weights in place; ``validation`` measures its held-out pictures
+    when it is due; ``inputs`` names hashes of the data and models, which a resumed run must share.
     Raises Interrupted after a signal, NumericalError, UserError, CannotWrite.
     """
     run = RunState(method, config, accelerator, inputs if inputs is not None else {})
@@ -52,7 +55,16 @@ def train(
         run.restore()
     if accelerator.is_main_process:
         check_space(run)
+    if run.step >= config.steps:
+        logger.info(
+            "all %d steps are done already: for another run pass another --output than %s, or "
+            "--resume false",
+            config.steps,
+            config.output,
+        )
     with SignalFlag() as flag, Watch(config, accelerator, run.step) as watch:
+        if run.step == 0:
+            _sample(run, sample)
         while run.step < config.steps:
             started = time.monotonic()
             logs = advance(run)
@@ -66,12 +78,13 @@ def train(
                 run.checkpoint()
             if stopping:
                 raise _interrupted(run, flag.exit_code)
-            if sample and config.sample_every and run.step % config.sample_every == 0:
+            if run.step % (config.sample_every or config.steps) == 0 and run.step < config.steps:
                 _sample(run, sample)
     with run.finished():
         if accelerator.is_main_process:
             _check_finite(method)
             method.save(Path(config.output))
+    _sample(run, sample)
     accelerator.wait_for_everyone()
 
 
@@ -91,7 +104,9 @@ def _check_finite(method: Method) -> None:
             )
 
 
-def _sample(run: RunState, sample: Callable[[int], None]) -> None:
+def _sample(run: RunState, sample: Callable[[int], None] | None) -> None:
+    if sample is None or run.config.sample_every == 0:
+        return
     with run.finished():
         if run.accelerator.is_main_process:
             sample(run.step)

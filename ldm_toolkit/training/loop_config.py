@@ -50,7 +50,8 @@ class LoopConfig:
         threads: CPU threads of each process; 0 shares the usable cores among local processes.
         checkpoint_every: Steps between checkpoints; one is also written at the end and at a signal.
         keep: Checkpoints that stay, at least 2.
-        sample_every: Steps between sample pictures; 0 for none.
+        sample_every: Steps between sample pictures; 0 for none. There are also some before the
+            first step and after the last, side by side in OUTPUT/before_after.png.
         trackers: Where the metrics go besides metrics.jsonl, separated by commas: tensorboard (into
             OUTPUT/logs), wandb, trackio. They come with pip install 'ldm-toolkit[trackers]'.
         resume: Go on from the newest whole checkpoint in OUTPUT/checkpoints where there is one.

@@ -19,12 +19,25 @@ from ldm_toolkit.training.help import build_parser, dashed
 from ldm_toolkit.training.inputs import check_inputs
 from ldm_toolkit.training.signals import Interrupted
 
-__all__ = ["command", "parse"]
+__all__ = ["Demonstration", "command", "parse"]
+
+logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=LoopConfig)
 
 # The option that a message of jsonargparse or argparse is about.
 _KEY = re.compile(r'Parser key "(\w+)"|argument --(\w+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """What a command does when it is given no arguments: the words that it takes for them.
+
+    ``about`` says for people what happens and how long it takes.
+    """
+
+    about: str
+    words: tuple[str, ...]
 
 
 def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
@@ -146,7 +159,9 @@ def _quiet() -> None:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
-def command(kind: type[Config], run: Callable[[Config], None]) -> None:
+def command(
+    kind: type[Config], run: Callable[[Config], None], demonstration: Demonstration | None = None
+) -> None:
     """Run a training command for the process: one clear line and an exit code for every error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "torch.distributed"):
@@ -154,7 +169,7 @@ def command(kind: type[Config], run: Callable[[Config], None]) -> None:
     name = Path(sys.argv[0]).name
     try:
         try:
-            config = parse(kind, sys.argv[1:])
+            config = parse(kind, _arguments(demonstration))
             check_inputs(config)
             _quiet()
             run(config)
@@ -169,3 +184,18 @@ def command(kind: type[Config], run: Callable[[Config], None]) -> None:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _arguments(demonstration: Demonstration | None) -> Sequence[str]:
+    """The process's, or those of the demonstration where there are none."""
+    words = sys.argv[1:]
+    if words or demonstration is None:
+        return words
+    if os.environ.get("RANK", "0") == "0":
+        logger.info(
+            "No arguments: this is the demonstration, as with %s\nIt %s.\n"
+            "Pictures of your own: the same command with --data FOLDER --output FOLDER; see --help",
+            shlex.join(demonstration.words),
+            demonstration.about,
+        )
+    return demonstration.words

@@ -39,7 +39,13 @@ from ldm_toolkit.training.methods.vae import VAEMethod
 from ldm_toolkit.training.perceptual import EncoderDistance, load_lpips
 from ldm_toolkit.training.prior import DrawClass
 from ldm_toolkit.training.quality import Quality
-from ldm_toolkit.training.samples import Draw, draw_prompts, draw_reconstructions
+from ldm_toolkit.training.samples import (
+    Draw,
+    draw_prompts,
+    draw_reconstructions,
+    sample_file,
+    write_before_after,
+)
 from ldm_toolkit.training.validation import UNetHeldOut, VAEHeldOut, Validation
 
 __all__ = ["train_judge", "train_text_encoder", "train_unet", "train_vae"]
@@ -102,6 +108,7 @@ def train_vae(config: VAEConfig) -> None:
     accelerator.wait_for_everyone()
     quality.after(load_network(AutoencoderKL, Path(config.output) / "vae"))
     if accelerator.is_main_process:
+        write_before_after(Path(config.output), config.steps)
         whole = config.from_config is None
         _describe(config, Result(len(source), source.fingerprint, whole=whole))
         sys.stdout.write(f"{config.output}\n")
@@ -202,6 +209,7 @@ def train_unet(
         validation = Validation(held_out, config.validate_every)
     train(method, config, accelerator, sample=sample, validation=validation, inputs=found.hashes)
     if accelerator.is_main_process:
+        write_before_after(Path(config.output), config.steps)
         _describe(config, Result(found.pictures, found.fingerprint, kind.adapter_file))
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
@@ -258,7 +266,7 @@ def _sampler(config: LoopConfig, draw: Callable[[Path], None]) -> Callable[[int]
 
     def sample(step: int) -> None:
         try:
-            draw(Path(config.output) / "samples" / f"step-{step:08d}.png")
+            draw(sample_file(Path(config.output), step))
         except LdmToolkitError as error:  # a picture is not worth the run
             logger.warning("no sample picture at step %d: %s", step, error)
 

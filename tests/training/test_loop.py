@@ -133,7 +133,8 @@ def test_sample_pictures_come_with_averaged_weights(accelerator, tmp_path):
     loop.train(method, settings, accelerator, sample=sample)
     plain = Line()
     loop.train(plain, config(tmp_path / "plain", ema=0.9), accelerator)
-    assert [step for step, _ in seen] == [5, 10]
+    assert [step for step, _ in seen] == [0, 5, 10, 12]
+    assert torch.equal(seen[0][1], Line().module.weight)  # before anything was learned
     assert torch.equal(method.module.weight, plain.module.weight)  # looking changes nothing
 
 

@@ -356,7 +356,7 @@ def test_the_average_is_what_is_saved_and_looking_changes_nothing(accelerator, i
     plain = Line()
     loop.train(plain, line_config(tmp_path / "plain", **settings), accelerator)
     assert torch.equal(method.module.weight, plain.module.weight)
-    assert len(seen) == 12
+    assert len(seen) == 13
     assert not torch.equal(seen[-1], method.module.weight)
     for folder in ("looked", "plain"):
         assert torch.equal(torch.load(tmp_path / folder / "line.pt")["weight"], seen[-1])

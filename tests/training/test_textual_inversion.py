@@ -389,7 +389,7 @@ def test_the_command_draws_sample_pictures(trainer, tiny_model, pictures, tmp_pa
     assert child.wait() == 0, child.errors
     assert "no sample picture" not in child.errors
     drawn = sorted(path.name for path in (tmp_path / "samples").iterdir())
-    assert drawn == ["step-00000001.png", "step-00000002.png"]
+    assert drawn == [f"step-0000000{step}.png" for step in (0, 1, 2)]
 
 
 def test_pictures_need_no_captions(trainer, tiny_model, pictures, tmp_path):
