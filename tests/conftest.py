@@ -22,9 +22,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     skip_unasked(config, items)
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Tiny models are slower on several threads, and bits must not depend on the machine."""
+    """Tiny models are slower on several threads, and bits must not depend on the machine.
+
+    Before each test: what begins a training takes all cores.
+    """
     torch.set_num_threads(1)
 
 

@@ -23,12 +23,14 @@ COUNT = 20
 SIZE = 512
 STEEL = (186, 192, 204)
 DARK_STEEL = (128, 134, 150)
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "white")
+SETTINGS = ("meadow", "beach", "snow", "night", "city")  # what the bundled model knows
 LAMPS = ((250, 216, 60), (240, 80, 80), (90, 220, 120))
 
 
 def robots(numbers: Iterable[int] = range(COUNT)) -> Iterator[tuple[str, str, Image.Image]]:
-    """Name, caption and picture of each: all colours and settings, each pair once in forty."""
-    colours, settings = list(scenes.COLOURS), list(scenes.SETTINGS)
+    """Name, caption and picture of each: every colour and setting, each pair once in forty."""
+    colours, settings = COLOURS, SETTINGS
     for number in numbers:
         colour, setting = colours[number % len(colours)], settings[number % len(settings)]
         draw = scenes.generator("robot", number)
