@@ -11,11 +11,18 @@ from typing import Any
 from ldm_toolkit.errors import ModelError
 from ldm_toolkit.values import is_number, is_whole, number_problem
 
-__all__ = ["check_configs", "image_size", "latent_factor"]
+__all__ = ["check_configs", "check_unet", "image_size", "latent_factor"]
 
 _MAX_WIDTH = 8192
 _MAX_LEVELS = 8
 _MAX_LAYERS = 64
+_MAX_NUMBER = 1e6
+_UNET_NUMBERS = (
+    ("freq_shift", 0, -_MAX_NUMBER),
+    ("mid_block_scale_factor", 1, 1e-6),
+    ("norm_eps", 1e-5, 1e-12),
+)
+"""Numbers of a UNet's configuration: name, diffusers' default, least value."""
 _INPUTS = (4, 9)
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -51,7 +58,7 @@ def check_configs(configs: Mapping[str, Mapping[str, Any]]) -> None:
 
     Raises ModelError.
     """
-    _check_unet(configs["unet"], configs["text_encoder"])
+    check_unet(configs["unet"], configs["text_encoder"])
     _check_vae(configs["vae"])
     _check_text_encoder(configs["text_encoder"])
     _check_scheduler(configs["scheduler"])
@@ -96,8 +103,11 @@ def _channels(config: Mapping[str, Any], part: str) -> None:
         _whole({"layers_per_block": count}, part, "layers_per_block", 1, 16, 2)
 
 
-def _check_unet(unet: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-    """The UNet of Stable Diffusion: 4 channels in (9 to inpaint) and out, this text's width."""
+def check_unet(unet: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    """The UNet of Stable Diffusion: 4 channels in (9 to inpaint) and out, this text's width.
+
+    Raises ModelError.
+    """
     channels = unet.get("in_channels", 4)
     if type(channels) is not int or channels not in _INPUTS:
         known = {5: " (a depth-to-image model)", 7: " (an upscaler)", 8: " (InstructPix2Pix)"}
@@ -125,6 +135,12 @@ def _check_unet(unet: Mapping[str, Any], text: Mapping[str, Any]) -> None:
             f"the UNet expects text of width {unet.get('cross_attention_dim')!r:.40}, the text "
             f"encoder gives {width}; they are of different models"
         )
+    _whole(unet, "unet", "norm_num_groups", 1, _MAX_WIDTH, 32)
+    _whole(unet, "unet", "downsample_padding", 0, 8, 1)
+    for name, default, low in _UNET_NUMBERS:
+        value = unet.get(name, default)
+        if not is_number(value) or not low <= value <= _MAX_NUMBER:
+            raise ModelError(f"unet: {name} must be a number from {low:g}, not {value!r:.80}")
     size = unet.get("sample_size")
     sizes = size if isinstance(size, list) else [size]
     if size is not None and (

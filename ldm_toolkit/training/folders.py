@@ -1,6 +1,7 @@
 """Model folders of a training: what it starts from and what it leaves."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,10 +108,10 @@ def result_name(output: Path) -> str:
 
 
 def _copy(origin: Path, target: Path) -> None:
-    try:
-        shutil.copytree(origin, target, dirs_exist_ok=True)
-    except OSError as error:
-        # Of shutil a list of what went wrong with each file, of the system one thing.
-        several = isinstance(error, shutil.Error)
-        reason = error.args[0][0][2] if several else error.strerror or error
-        raise CannotWrite(f"cannot write {target}: {reason}") from error
+    """A folder's files under another name, whole or as before. Raises CannotWrite."""
+    with staged_directory(target) as staging:
+        try:
+            shutil.copytree(origin, staging, dirs_exist_ok=True)
+        except shutil.Error as error:  # a list of what went wrong with each file
+            reason = re.sub(r"^\[Errno \d+\] ([^:]*).*", r"\1", error.args[0][0][2])
+            raise CannotWrite(f"cannot write {target}: {reason}") from error

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ldm_toolkit.errors import ModelError, UserError, suggestion
+from ldm_toolkit.errors import CannotWrite, ModelError, UserError, suggestion
+from ldm_toolkit.models.configs import check_unet
 from ldm_toolkit.models.hub import on_hub
 from ldm_toolkit.models.identity import bundled_models
 from ldm_toolkit.training.config import (
@@ -28,7 +29,10 @@ EXPECTED_DATA = (
 
 
 def check_inputs(config: LoopConfig) -> None:
-    """Whether data, model and output can be what they should. Raises UserError with all of it."""
+    """Whether data, model and output can be what they should.
+
+    Raises UserError with all that cannot, CannotWrite.
+    """
     problems = []
     if isinstance(config, UNetConfig | VAEConfig):
         problems += _data_problems("--data", config.data)
@@ -39,6 +43,12 @@ def check_inputs(config: LoopConfig) -> None:
         problems += _output_problems(Path(config.output))
     if problems:
         raise UserError("; ".join(dict.fromkeys(problems)))
+    there = _nearest(Path(config.output))
+    if not getattr(config, "check_data", False) and not os.access(there, os.W_OK):
+        read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+        reason = f"no permission to write in {there}"
+        reason = "the file system is read-only" if read_only else reason
+        raise CannotWrite(f"cannot write --output {config.output}: {reason}")
 
 
 def model_folder(name: str) -> Path:
@@ -92,9 +102,15 @@ def _model_problems(config: LoopConfig) -> list[str]:
                 problems.append(f"{text / 'tokenizer'} is missing; expected a CLIP tokenizer")
         else:
             wanted.append((base / "vae", "config.json"))
+    found = {}
     for folder, name in wanted:
         try:
-            network_config(folder, name)
+            found[folder.name] = network_config(folder, name)
+        except ModelError as error:
+            problems.append(str(error))
+    if {"unet", "text_encoder"} <= found.keys():
+        try:
+            check_unet(found["unet"], found["text_encoder"])
         except ModelError as error:
             problems.append(str(error))
     return problems
@@ -111,10 +127,11 @@ def _data_problems(option: str, place: str) -> list[str]:
 
 
 def _output_problems(output: Path) -> list[str]:
-    """A line about a folder that cannot be made or written to, or nothing."""
-    there = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
-        return [f"--output {output} cannot be made: {there} is not a folder"]
-    if not os.access(there, os.W_OK):
-        return [f"--output {output} cannot be made: no permission to write in {there}"]
-    return []
+    """A line about a folder that cannot be made, or nothing."""
+    there = _nearest(output)
+    return [] if there.is_dir() else [f"--output {output} cannot be made: {there} is not a folder"]
+
+
+def _nearest(output: Path) -> Path:
+    """What there is of a path: itself or the nearest of its parents."""
+    return next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))

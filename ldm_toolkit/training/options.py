@@ -15,6 +15,7 @@ import jsonargparse
 
 from ldm_toolkit.errors import CannotWrite, LdmToolkitError, UserError, suggestion
 from ldm_toolkit.training.config import LoopConfig
+from ldm_toolkit.training.config_file import check_config_files
 from ldm_toolkit.training.help import build_parser, dashed
 from ldm_toolkit.training.inputs import check_inputs
 from ldm_toolkit.training.signals import Interrupted
@@ -43,9 +44,13 @@ class Demonstration:
 def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     """Options from the command line and ``--config FILE.yaml``. Raises UserError, SystemExit."""
     parser = build_parser(kind, Path(sys.argv[0]).name)
+    if {"-h", "--help"} & set(arguments):  # argparse would not tell of a full stdout
+        sys.stdout.write(parser.format_help())
+        raise SystemExit(0)
     known = [action.dest for action in parser._actions]
     switches = {one.name for one in dataclasses.fields(kind) if one.type is bool}
     words = _switched_on([_underscored(word) for word in arguments], switches)
+    check_config_files(words)
     problems = _unknown(words, [*known, "print_config"])
     if problems:
         raise UserError(f"{'; '.join(problems)}; see --help")
@@ -152,6 +157,20 @@ def _expected(kind: Any) -> str:
     return _expected(inner[0]) if len(inner) == 1 else names.get(kind, "")
 
 
+def _parsed(kind: type[Config], words: Sequence[str]) -> Config:
+    """As `parse`; help and configurations are on stdout afterwards. Raises CannotWrite too."""
+    try:
+        try:
+            return parse(kind, words)
+        finally:
+            sys.stdout.flush()
+    except FileNotFoundError:  # the current folder
+        raise
+    except OSError as error:
+        sys.stdout = None  # type: ignore[assignment]  # Python would try once more at the end
+        raise CannotWrite(f"cannot write to standard output: {error.strerror}") from error
+
+
 def _quiet() -> None:
     """No bars of other libraries in a log file."""
     if not sys.stderr.isatty():
@@ -169,12 +188,13 @@ def command(
     name = Path(sys.argv[0]).name
     try:
         try:
-            config = parse(kind, _arguments(demonstration))
+            config = _parsed(kind, _arguments(demonstration))
             check_inputs(config)
             _quiet()
             run(config)
         except OSError as error:  # a full disk, a folder without permission
-            raise CannotWrite(str(error)) from error
+            place = error.filename if error.filename is not None else "the current folder"
+            raise CannotWrite(f"cannot use {place}: {error.strerror or error}") from error
     except Interrupted as error:
         again = shlex.join([*sys.argv, *error.words])
         sys.stderr.write(f"\n{name}: {error}:\n  {again}\n")

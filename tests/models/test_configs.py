@@ -12,7 +12,7 @@ import torch
 from ldm_toolkit import schedulers
 from ldm_toolkit.errors import ModelError, UserError
 from ldm_toolkit.models.checks import check_tokenizer
-from ldm_toolkit.models.configs import check_configs
+from ldm_toolkit.models.configs import check_configs, check_unet
 from ldm_toolkit.models.tokenizer import load_tokenizer
 from ldm_toolkit.tokens import tokenize
 
@@ -146,3 +146,21 @@ def test_the_length_is_named(value: Any, tokenizer: Path) -> None:
 def test_a_length_beyond_the_text_encoder_s_is_77(value: Any, tokenizer: Path) -> None:
     edit(tokenizer / "tokenizer_config.json", "model_max_length", value)
     assert load_tokenizer(check_tokenizer(tokenizer)).model_max_length == 77
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("freq_shift", value) for value in ("", [0], [1, 2, 3, 4], None, float("nan"))),
+        *(("norm_eps", value) for value in ({}, -1, 0, "1e-5", True)),
+        *(("mid_block_scale_factor", value) for value in (None, 10**20, 0, "1")),
+        *(("downsample_padding", value) for value in (-1, [], None, 1.5)),
+        *(("norm_num_groups", value) for value in (True, 0, "32")),
+    ],
+)
+def test_odd_numbers_of_a_unet_are_named(key: str, value: Any) -> None:
+    text = {"hidden_size": 32}
+    check_unet({"cross_attention_dim": 32}, text)
+    with pytest.raises(ModelError, match=f"unet: {key} must be a ") as caught:
+        check_unet({"cross_attention_dim": 32, key: value}, text)
+    assert "\n" not in str(caught.value)

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm_toolkit.errors import UserError
-from ldm_toolkit.training.config import TextEncoderConfig, UNetConfig, VAEConfig
+from ldm_toolkit.errors import InputError, UserError
+from ldm_toolkit.training.config import JudgeConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ldm_toolkit.training.options import parse
 
 REPO = Path(__file__).parents[2]
 KINDS = {
     "finetune_unet": UNetConfig,
     "finetune_vae": VAEConfig,
+    "train_judge": JudgeConfig,
     "train_text_encoder": TextEncoderConfig,
 }
 NEEDED = ["--data", "d", "--output", "o"]
@@ -382,4 +383,53 @@ def test_every_shipped_configuration_parses(monkeypatch):
         assert {name: type(getattr(config, name))(value) for name, value in written.items()} == {
             name: getattr(config, name) for name in written
         }
-    assert len(files) == 7
+    assert len(files) == 8
+
+
+LAUGHS = "a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b'sample_prompts: ["caf\xe9"]\n', "is not UTF-8"),
+        ("steps: 3\n".encode("utf-16"), "is not UTF-8"),
+        (b"\xff\x00\x80" * 40, "is not UTF-8"),
+        (b" \n", "is empty"),
+        (b"steps: " + b"1" * 5000, "5000 digits"),
+        (b"steps: " + b"[" * 50_000 + b"]" * 50_000, "nested too deep"),
+        (LAUGHS.encode(), "repeats by reference"),
+        (b"#" * (2 << 20), "larger than"),
+        (b"steps: [1", "is not YAML"),
+    ],
+)
+@pytest.mark.parametrize("form", ["two words", "one word"])
+def test_files_of_options_that_would_break_the_parser(data, told, form, tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_bytes(data)
+    words = ["--config", str(file)] if form == "two words" else [f"--config={file}"]
+    with pytest.raises(InputError, match=told) as caught:
+        parse(UNetConfig, [*NEEDED, *words])
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_options_may_begin_with_a_mark_and_hold_text(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("sample_prompts: [caf\u00e9, '\u96e8']\nsteps: 7\n", "utf-8-sig")
+    config = parse(UNetConfig, [*NEEDED, "--config", str(file)])
+    assert (config.steps, config.sample_prompts) == (7, ["caf\u00e9", "\u96e8"])
+
+
+@pytest.mark.parametrize("word", ["--help", "--print-config"])
+def test_a_full_stdout_is_told(word):
+    script = REPO / "examples" / "finetune_unet.py"
+    command = [sys.executable, str(script), *NEEDED, word]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(REPO)},
+        )  # fmt: skip
+    assert done.returncode == 74
+    assert "cannot write to standard output" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -68,6 +68,7 @@ def test_the_command_that_goes_on_is_printed(capsys, monkeypatch):
     def run(config):
         raise Interrupted(143, "stopped", ("--resume", "true"))
 
+    monkeypatch.setattr(options, "check_inputs", lambda config: None)
     monkeypatch.setattr("sys.argv", [*words, "--resume", "false"])
     with pytest.raises(SystemExit) as caught:
         options.command(UNetConfig, run)

@@ -17,7 +17,7 @@ from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.prompts import encode_prompt
 from ldm_toolkit.training import loop
 from ldm_toolkit.training.folders import load_network
-from ldm_toolkit.training.lora_output import LORA_FILE
+from ldm_toolkit.training.lora_output import KOHYA_FILE, LORA_FILE
 from ldm_toolkit.training.methods.full import FullUNet
 from ldm_toolkit.training.methods.lora import LoraUNet
 from ldm_toolkit.training.run_state import RunState
@@ -362,7 +362,8 @@ def test_the_command_writes_one_file_for_both(trainer, tiny_model, pictures, tmp
     child = trainer.run(*words(tiny_model, pictures, tmp_path, *more))
     assert child.wait() == 0, child.errors
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"cache", "checkpoints", "config.json", "metrics.jsonl", LORA_FILE}
+    beside = {"README.md", "cache", "checkpoints", "config.json", "loss.png", "metrics.jsonl"}
+    assert names == {LORA_FILE, KOHYA_FILE, *beside}
     parts = {name.partition(".")[0] for name in load_file(tmp_path / LORA_FILE)}
     assert parts == {"unet", "text_encoder"}
     LatentPipeline.from_pretrained(tiny_model).load_lora(tmp_path / LORA_FILE)
