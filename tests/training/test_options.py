@@ -309,7 +309,8 @@ def test_help_explains_every_option(kind, capsys):
         places = text.split(f"--{option.name.replace('_', '-')} ")[1:]
         explained = [shown.partition("(")[0].split(" ", 1)[-1] for shown in places]
         assert any(len(one.split()) >= 3 for one in explained), option.name
-    needed = "--from-config FROM_CONFIG" if kind is TextEncoderConfig else "--data DATA"
+    needed = {TextEncoderConfig: "--from-config FROM_CONFIG", JudgeConfig: "--output OUTPUT"}
+    needed = needed.get(kind, "--data DATA")
     assert re.search(rf"^usage: .*{needed}.*\[options\]", text)
     titles = ["Options of this command alone:", "Options that every training command has:"]
     assert [title in text for title in titles] == [True, True]
