@@ -20,7 +20,7 @@ def check_config_files(words: Sequence[str]) -> None:
     Parsers of YAML recurse into what is nested and copy what is repeated by reference: some bytes
     of a stranger's file could take all memory, or the process.
     """
-    following = [*words[1:], ""]
+    following = [*words, ""][1:]
     for word, after in zip(words, following, strict=True):
         if word == "--config":
             _check(Path(after))
