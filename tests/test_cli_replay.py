@@ -1,6 +1,7 @@
 """``ldm-gen --format``, ``--strip-metadata`` and ``--replay``."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from ldm_toolkit import compilation
+from ldm_toolkit.cli.model import _lora
 from ldm_toolkit.errors import InputError, UserError
 from ldm_toolkit.images import open_image, pixels_sha256, read_recipe, save_image
 from ldm_toolkit.models import identity
@@ -336,3 +339,18 @@ def test_pictures_without_a_recipe_are_refused(ldm_gen: Command) -> None:
     assert done.code == 2
     assert done.err.startswith("ldm-gen: error: --replay: plain.png holds no recipe; ")
     assert done.err.count("\n") == 1
+
+
+def test_a_lora_without_a_scale_has_that_of_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file({"a.lora_A.weight": torch.ones(2)}, file)
+    recorded = [
+        {"sha256": "0" * 64, "scale": 0.1},
+        {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "scale": 0.8},
+    ]
+    problems: list[str] = []
+    assert _lora(str(file), recorded, problems) == (file, 0.8)
+    assert _lora(f"{file}:0.5", recorded, problems) == (file, 0.5)
+    assert _lora(str(file), recorded[:1], problems) == (file, 1.0)
+    assert _lora(str(file), [], problems) == (file, 1.0)
+    assert not problems

@@ -27,6 +27,8 @@ def copy_component(source: Path, target: Path, stem: str) -> None:
     write_atomic(target / f"{stem}.safetensors", save(halves, metadata={"format": "pt"}))
     config = json.loads((source / "config.json").read_text())
     config = {key: value for key, value in config.items() if key not in PRIVATE}
+    if stem == WEIGHTS["text_encoder"]:  # transformers would take the file's, diffusers takes this
+        config["dtype"] = "float32"
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -1,10 +1,11 @@
 """Which model a command line means, with everything that goes onto it, checked without torch."""
 
 import argparse
+import contextlib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,8 @@ def choose_model(
         problems.append(
             f"--attention: {arguments.attention!r} is none of {', '.join(ATTENTION)}{hint}"
         )
-    loras = tuple(_lora(text, problems) for text in arguments.lora or ())
+    recorded = original.recipe.loras if original is not None else ()
+    loras = tuple(_lora(text, recorded, problems) for text in arguments.lora or ())
     embeddings = tuple(_embedding(text, problems) for text in arguments.embedding or ())
     model = arguments.model
     known = None
@@ -241,13 +243,19 @@ def _other_adapters(
     return problems
 
 
-def _lora(text: str, problems: list[str]) -> tuple[Path, float]:
-    """``PATH`` or ``PATH:SCALE``."""
+def _lora(
+    text: str, recorded: Sequence[Mapping[str, Any]], problems: list[str]
+) -> tuple[Path, float]:
+    """``PATH`` or ``PATH:SCALE``; without a scale that of the replayed recipe's LoRA, else 1."""
     head, colon, tail = text.rpartition(":")
-    try:
-        path, scale = (Path(head), float(tail)) if colon and head else (Path(text), 1.0)
-    except ValueError:  # a colon of the path
-        path, scale = Path(text), 1.0
+    path, given = Path(text), None
+    if colon and head:
+        with contextlib.suppress(ValueError):  # a colon of the path
+            path, given = Path(head), float(tail)
+    scale = 1.0 if given is None else given
+    if given is None and recorded and path.is_file():
+        digest = sha256_file(path)
+        scale = next((float(one["scale"]) for one in recorded if one.get("sha256") == digest), 1.0)
     if not math.isfinite(scale):
         problems.append(f"--lora: the scale must be a finite number, not {tail}")
     _check_file("--lora", path, problems)

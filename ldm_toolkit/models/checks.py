@@ -198,7 +198,7 @@ def check_vae_folder(
     if not folder.is_dir():
         raise ModelError(f"vae: {folder} is not a folder")
     refuse_code(folder)
-    prefix = "" if os.path.lexists(folder / "config.json") else "vae/"
+    prefix = "vae/" if os.path.lexists(folder / "vae" / "config.json") else ""
     config = read_json(folder, f"{prefix}config.json")
     if config.get("_class_name") is None:
         raise ModelError(

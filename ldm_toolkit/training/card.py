@@ -128,7 +128,10 @@ def _usage(config: UNetConfig | VAEConfig, result: Result) -> str:
         option = "--embedding" if _is_word(config) else "--lora"
         words += ["--model", _base(config), option, f"{folder}/{result.file}"]
         method = "load_textual_inversion" if _is_word(config) else "load_lora_weights"
-        load = f"pipe.{method}({folder!r}, weight_name={result.file!r})"
+        load = (
+            f"pipe.{method}({folder!r}, weight_name={result.file!r})` on "
+            f"`LatentPipeline.from_pretrained({_base(config)!r}).to_diffusers()"
+        )
     told = f"```bash\n{shlex.join(words)}\n```\n\nor in diffusers: `{load}`."
     if (Path(config.output) / KOHYA_FILE).is_file():
         told += f" The web UIs read `{KOHYA_FILE}`, which is the same LoRA by kohya's names."

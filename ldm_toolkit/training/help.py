@@ -16,7 +16,8 @@ __all__ = ["build_parser", "dashed"]
 _EPILOG = (
     "Every option may stand in a YAML file for --config, which --print-config writes; the command "
     "line overrides it. Exit codes: 0 done, 1 failed, 2 wrong use or bad input, 74 cannot write, "
-    "130 and 143 stopped by a signal, after a checkpoint."
+    "130 and 143 stopped by a signal, after a checkpoint. finetune_unet.py and finetune_vae.py "
+    "without any words run a demonstration of a few minutes."
 )
 
 

@@ -196,13 +196,15 @@ def command(
             place = error.filename if error.filename is not None else "the current folder"
             raise CannotWrite(f"cannot use {place}: {error.strerror or error}") from error
     except Interrupted as error:
-        again = shlex.join([*sys.argv, *error.words])
+        launcher = "accelerate launch " if "ACCELERATE_MIXED_PRECISION" in os.environ else "python "
+        again = launcher + shlex.join([*sys.argv, *error.words])
         sys.stderr.write(f"\n{name}: {error}:\n  {again}\n")
         raise SystemExit(error.code) from None
     except LdmToolkitError as error:
         sys.stderr.write(f"{name}: error: {error}\n")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
+        sys.stderr.write(f"\n{name}: stopped before the first step\n")
         raise SystemExit(130) from None
 
 

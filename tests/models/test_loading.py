@@ -178,3 +178,14 @@ def test_another_tokenizer(tiny_model: Path, tmp_path: Path) -> None:
 def test_revisions_are_for_the_hub(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="revision is for models of the hub"):
         load(tiny_model, revision="main")
+
+
+def test_the_vae_of_a_model_folder_with_a_configuration_of_its_own(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """As a training leaves it: config.json holds the training's options."""
+    shutil.copytree(tiny_model / "vae", tmp_path / "vae")
+    (tmp_path / "config.json").write_text('{"steps": 3}')
+    config, files = check_vae_folder(tmp_path)
+    assert config["_class_name"] == "AutoencoderKL"
+    assert [file.parent for file in files] == [tmp_path / "vae"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from ldm_toolkit.errors import ModelError, UserError
@@ -419,6 +420,14 @@ class TestIdentity:
     def test_bundled(self) -> None:
         for name, folder in bundled_models().items():
             assert find_model(name) == folder
+
+    def test_diffusers_draws_with_it_as_it_is(self) -> None:
+        """Without a word about dtypes, although the files are float16."""
+        pipe = StableDiffusionPipeline.from_pretrained(bundled_models()["storybook"])
+        assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
+        pipe.set_progress_bar_config(disable=True)
+        small = {"num_inference_steps": 1, "height": 64, "width": 64}
+        assert pipe("a red car", **small).images[0].size == (64, 64)
 
 
 def test_weights_are_loaded_in_the_target_dtype(tiny_model: Path) -> None:

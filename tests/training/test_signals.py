@@ -75,6 +75,6 @@ def test_the_command_that_goes_on_is_printed(capsys, monkeypatch):
     assert caught.value.code == 143
     line = capsys.readouterr().err.splitlines()[-1].strip()
     told = "examples/finetune_unet.py --data 'my pictures' --output o --resume false --resume true"
-    assert line == told
+    assert line == f"python {told}"
     config = options.parse(UNetConfig, [*words[1:], "--resume", "false", "--resume", "true"])
     assert config.resume is True
