@@ -198,7 +198,8 @@ def check_vae_folder(
     if not folder.is_dir():
         raise ModelError(f"vae: {folder} is not a folder")
     refuse_code(folder)
-    prefix = "vae/" if os.path.lexists(folder / "vae" / "config.json") else ""
+    own = os.path.lexists(folder / "config.json")
+    prefix = "" if own and not os.path.lexists(folder / "vae" / "config.json") else "vae/"
     config = read_json(folder, f"{prefix}config.json")
     if config.get("_class_name") is None:
         raise ModelError(
