@@ -1,5 +1,6 @@
 """Model folders of a training: what it starts from and what it leaves."""
 
+import filecmp
 import json
 import re
 import shutil
@@ -108,10 +109,26 @@ def result_name(output: Path) -> str:
 
 
 def _copy(origin: Path, target: Path) -> None:
-    """A folder's files under another name, whole or as before. Raises CannotWrite."""
+    """A folder's files under another name, whole or as before; of equal ones nothing is touched.
+
+    Raises CannotWrite.
+    """
+    if _equal(origin, target):
+        return
     with staged_directory(target) as staging:
         try:
             shutil.copytree(origin, staging, dirs_exist_ok=True)
         except shutil.Error as error:  # a list of what went wrong with each file
             reason = re.sub(r"^\[Errno \d+\] ([^:]*).*", r"\1", error.args[0][0][2])
             raise CannotWrite(f"cannot write {target}: {reason}") from error
+
+
+def _equal(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files with the same bytes."""
+    files, others = (
+        sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        for folder in (one, other)
+    )
+    return files == others and all(
+        filecmp.cmp(one / name, other / name, shallow=False) for name in files
+    )

@@ -90,3 +90,17 @@ def test_saved_configurations_name_no_folder(base, tmp_path):
     unet = load_network(UNet2DConditionModel, base / "unet")
     unet.save_pretrained(tmp_path / "unet")
     assert str(tmp_path) not in (tmp_path / "unet" / "config.json").read_text()
+
+
+def test_equal_parts_are_not_copied_again(tiny_model, tmp_path):
+    """A resumed run leaves them alone; a changed one is put right."""
+    complete_model(tiny_model, tmp_path, {"unet"})
+    files = {path: path.stat().st_ino for path in tmp_path.rglob("*") if path.parent != tmp_path}
+    damaged = tmp_path / "vae" / "config.json"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole + b" ")
+    complete_model(tiny_model, tmp_path, {"unet"})
+    assert damaged.read_bytes() == whole
+    for path, number in files.items():
+        if path.is_file() and path.parent.name != "vae":
+            assert path.stat().st_ino == number, path
