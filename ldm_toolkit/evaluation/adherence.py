@@ -4,12 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from ldm_toolkit.evaluation.intervals import Interval, share
 from ldm_toolkit.storybook import scenes
-from ldm_toolkit.storybook.judge import ATTRIBUTES, Judge, Verdict, asked
-from ldm_toolkit.storybook.render import render
+from ldm_toolkit.storybook.judge import ATTRIBUTES, Verdict, asked
 
 __all__ = ["Adherence", "Asked", "adherence", "held_out_prompts", "worst"]
 
@@ -76,13 +73,3 @@ def worst(verdicts: Sequence[Verdict], prompts: Sequence[Asked]) -> list[int]:
         if count:
             wrong[index] = count
     return sorted(wrong, key=lambda index: (-wrong[index], index))
-
-
-def examine(judge: Judge, count: int, seed: int, size: int = 512) -> Adherence:
-    """The judge itself on renders of held-out compositions, all attributes asked for."""
-    prompts = held_out_prompts(count, seed)
-    everything = [
-        Asked(one.prompt, asked(one.scene, frozenset(ATTRIBUTES)), one.scene) for one in prompts
-    ]
-    images: list[Image.Image] = [render(one.scene, size) for one in prompts]
-    return adherence(judge.verdicts(images), everything)

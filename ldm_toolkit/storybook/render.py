@@ -5,7 +5,7 @@ import random
 from PIL import Image
 
 from ldm_toolkit.storybook import _accessories, _animals, _settings, _things, scenes
-from ldm_toolkit.storybook._canvas import Canvas, ellipse, mix
+from ldm_toolkit.storybook._canvas import RGB, Canvas, ellipse, mix
 from ldm_toolkit.storybook._figure import Pose, Tones
 
 SHADE_RANGE = 0.08  # how far the seed may lighten or darken a colour
@@ -26,8 +26,7 @@ def render(scene: scenes.Scene, size: int = 512) -> Image.Image:
     if size < 8:
         raise ValueError(f"size is {size}: a picture needs at least 8 pixels")
     canvas = Canvas(size)
-    sky = _settings.Sky(scene.weather, scenes.generator("weather", scene.seed))
-    ground = _settings.DRAW[scene.setting](canvas, scenes.generator("setting", scene.seed), sky)
+    sky, ground = background(canvas, scene)
     draw = scenes.generator("pose", scene.seed)
     pose = Pose.sample(draw)
     _place(canvas, scene, draw)
@@ -45,6 +44,13 @@ def render(scene: scenes.Scene, size: int = 512) -> Image.Image:
     canvas.place((0.5, 0.5), 1.0, 0.0, False, (0.0, 0.0))
     sky.in_front(canvas)
     return canvas.finish()
+
+
+def background(canvas: Canvas, scene: scenes.Scene) -> tuple[_settings.Sky, RGB]:
+    """Draw the scene's setting in its weather; its sky, and its ground's colour in the shade."""
+    sky = _settings.Sky(scene.weather, scenes.generator("weather", scene.seed))
+    ground = _settings.DRAW[scene.setting](canvas, scenes.generator("setting", scene.seed), sky)
+    return sky, ground
 
 
 def _place(canvas: Canvas, scene: scenes.Scene, draw: random.Random) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ldm_toolkit.storybook import _settings, scenes
+from ldm_toolkit.storybook import scenes
 from ldm_toolkit.storybook._canvas import Canvas
-from ldm_toolkit.storybook.render import render
+from ldm_toolkit.storybook.render import background, render
 
 __all__ = ["SPOILED", "spoil"]
 
@@ -37,8 +37,7 @@ def _background(draw: random.Random, size: int, split: str) -> Image.Image:
     """A setting without a subject."""
     scene = scenes.sample_scene(draw.getrandbits(30), 0, split)
     canvas = Canvas(size)
-    sky = _settings.Sky(scene.weather, scenes.generator("weather", scene.seed))
-    _settings.DRAW[scene.setting](canvas, scenes.generator("setting", scene.seed), sky)
+    sky, _ = background(canvas, scene)
     sky.in_front(canvas)
     return canvas.finish()
 

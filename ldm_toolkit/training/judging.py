@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ldm_toolkit.files import write_atomic
-from ldm_toolkit.latents import pil_to_pixels
+from ldm_toolkit.latents import pil_to_pixels, pixels_to_pil
 from ldm_toolkit.storybook import scenes
 from ldm_toolkit.storybook.judge import ATTRIBUTES, SIDE, Judge, JudgeNet, labels, prepare
 from ldm_toolkit.storybook.render import render
@@ -60,8 +60,7 @@ def half_denoised(vae: AutoencoderKL, drawn: Sequence[scenes.Scene], seed: int) 
 
 def _small(pixels: Tensor) -> Tensor:
     """(1, 3, 512, 512) in [-1, 1] to (SIDE, SIDE, 3) bytes."""
-    shrunk = ((pixels[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    small = Image.fromarray(shrunk).resize((SIDE, SIDE), Image.Resampling.BOX)
+    small = pixels_to_pil(pixels)[0].resize((SIDE, SIDE), Image.Resampling.BOX)
     return torch.from_numpy(np.asarray(small).copy())
 
 

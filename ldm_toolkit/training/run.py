@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
@@ -111,8 +112,7 @@ def train_vae(config: VAEConfig) -> None:
         write_before_after(Path(config.output), config.steps)
         whole = config.from_config is None
         _describe(config, Result(len(source), source.fingerprint, whole=whole))
-        sys.stdout.write(f"{config.output}\n")
-    accelerator.wait_for_everyone()
+    _finish(config, accelerator)
 
 
 def train_text_encoder(config: TextEncoderConfig) -> None:
@@ -129,9 +129,7 @@ def train_text_encoder(config: TextEncoderConfig) -> None:
     settings.pad_token_id = tokenizer.pad_token_id
     method = AttributeText(tokenizer, config, settings)
     train(method, fitted(method, config, accelerator), accelerator)
-    if accelerator.is_main_process:
-        sys.stdout.write(f"{config.output}\n")
-    accelerator.wait_for_everyone()
+    _finish(config, accelerator)
 
 
 def train_judge(config: JudgeConfig) -> None:
@@ -142,6 +140,11 @@ def train_judge(config: JudgeConfig) -> None:
     vae = load_network(AutoencoderKL, model_folder(config.model) / "vae").eval()
     method = JudgeTraining(config, vae)
     train(method, fitted(method, config, accelerator), accelerator)
+    _finish(config, accelerator)
+
+
+def _finish(config: LoopConfig, accelerator: Accelerator) -> None:
+    """Tell where the result lies; no process ends before all is written."""
     if accelerator.is_main_process:
         sys.stdout.write(f"{config.output}\n")
     accelerator.wait_for_everyone()
@@ -211,8 +214,7 @@ def train_unet(
     if accelerator.is_main_process:
         write_before_after(Path(config.output), config.steps)
         _describe(config, Result(found.pictures, found.fingerprint, kind.adapter_file))
-        sys.stdout.write(f"{config.output}\n")
-    accelerator.wait_for_everyone()
+    _finish(config, accelerator)
 
 
 def _trained_parts(config: UNetConfig, kind: type[UNetMethod]) -> set[str]:
