@@ -17,7 +17,17 @@ from ldm_toolkit.errors import ModelError
 from ldm_toolkit.files import write_atomic
 from ldm_toolkit.storybook import scenes
 
-__all__ = ["ATTRIBUTES", "SIDE", "Judge", "JudgeNet", "Verdict", "asked", "labels", "prepare"]
+__all__ = [
+    "ATTRIBUTES",
+    "BUNDLED",
+    "SIDE",
+    "Judge",
+    "JudgeNet",
+    "Verdict",
+    "asked",
+    "labels",
+    "prepare",
+]
 
 SIDE = 192
 """Pixels of a side of what the network sees."""
@@ -35,7 +45,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 """What is judged and the values it may have."""
 
-_BUNDLED = Path(__file__).parent / "judge.safetensors"
+BUNDLED = Path(__file__).parent / "judge.safetensors"
+"""The judge in the package."""
 
 
 def labels(scene: scenes.Scene) -> dict[str, str]:
@@ -164,7 +175,7 @@ class Judge:
     @classmethod
     def load(cls, path: Path | None = None) -> "Judge":
         """The judge in the package, or that of a file. Raises ModelError."""
-        file = path if path is not None else _BUNDLED
+        file = path if path is not None else BUNDLED
         if not file.is_file():
             raise ModelError(f"{file} is not there: expected a judge's .safetensors file")
         try:

@@ -288,10 +288,13 @@ class TextEncoderConfig(LoopConfig):
 
     Attributes:
         from_config: Folder of component configurations.
+        model: Bundled name or model folder whose text encoder, of the same shape, it starts from:
+            tokens that both know keep their embeddings. Without it the weights are fresh.
         caption_count: Captions that the tokenizer learns its merges from.
     """
 
     from_config: str
+    model: str | None = None
     caption_count: int = 20000
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm_toolkit.errors import LdmToolkitError
 from ldm_toolkit.training import prepare
@@ -118,7 +118,7 @@ def train_vae(config: VAEConfig) -> None:
 def train_text_encoder(config: TextEncoderConfig) -> None:
     """Train a tokenizer, then a text encoder, on storybook captions; writes both to OUTPUT."""
     from ldm_toolkit.storybook import scenes
-    from ldm_toolkit.training.text import AttributeText, train_tokenizer
+    from ldm_toolkit.training.text import AttributeText, start_from, train_tokenizer
 
     accelerator = begin(config)
     settings = CLIPTextConfig.from_dict(network_config(Path(config.from_config) / "text_encoder"))
@@ -128,6 +128,10 @@ def train_text_encoder(config: TextEncoderConfig) -> None:
     settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     settings.pad_token_id = tokenizer.pad_token_id
     method = AttributeText(tokenizer, config, settings)
+    if config.model is not None:
+        folder = model_folder(config.model)
+        trained = load_network(CLIPTextModel, folder / "text_encoder")
+        start_from(method.encoder, tokenizer, trained, prepare.load_tokenizer(folder / "tokenizer"))
     train(method, fitted(method, config, accelerator), accelerator)
     _finish(config, accelerator)
 
