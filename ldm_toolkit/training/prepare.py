@@ -143,9 +143,9 @@ def unet_inputs(
     if kind.class_pictures:
         check_class(_class_folder(config), config.class_prompt or "")
 
-    def opened(one: UNetConfig | VAEConfig, masks: bool = False) -> Source:
-        options: dict[str, Any] = {"captions": config.captions, "caption": caption, "masks": masks}
-        return open_data(one, plan, accelerator, folder, **options)
+    def opened(one: UNetConfig | VAEConfig) -> Source:
+        options: dict[str, Any] = {"captions": config.captions, "caption": caption}
+        return open_data(one, plan, accelerator, folder, masks=config.masked_loss, **options)
 
     def cached(sources: Sequence[Source]) -> tuple[dict[str, Any], dict[str, str]]:
         with accelerator.main_process_first():
@@ -153,10 +153,12 @@ def unet_inputs(
             captions = [source.captions(i) for source in sources for i in range(len(source))]
             encoder = parts["text_encoder"]
             given, told = text(config, kind, tokenizer, encoder, captions, kept, accelerator)
+            if config.masked_loss:
+                given["masks"] = masks(sources, kept)
         given |= {"moments": latents, "scaling_factor": scaling_factor}
         return given, {"data": data, "text_encoder": told}
 
-    own, held = hold_out(config, opened(config, config.masked_loss), opened)
+    own, held = hold_out(config, opened(config), opened)
     sources = [own]
     if kind.class_pictures:
         _complete_class(config, accelerator, untrained, draw_class)
@@ -166,9 +168,6 @@ def unet_inputs(
     given, hashes = cached(sources)
     if kind.encodes_text or config.train_text_encoder:
         given["encoder"] = load_network(CLIPTextModel, parts["text_encoder"])
-    if config.masked_loss:
-        with accelerator.main_process_first():
-            given["masks"] = masks(sources, kept)
     if kind.class_pictures:
         given["instances"] = len(own)
     if config.buckets:

@@ -90,12 +90,20 @@ class _UNetStep(nn.Module):
         return objectives.prior_preservation(errors, prior, self.prior_weight)
 
     def errors(
-        self, latents: Tensor, noise: Tensor, timesteps: Tensor, alpha_bar: Tensor, text: Tensor
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        alpha_bar: Tensor,
+        text: Tensor,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Squared error of each sample without any weight, (B,): what validation compares."""
+        """Squared error of each sample without weights of timesteps, (B,): for validation."""
         noisy = diffusion.add_noise(latents, noise, alpha_bar)
         prediction = self._prediction(noisy, timesteps, text)
-        return objectives.prediction_errors(prediction, self.kind, latents, noise, alpha_bar)
+        return objectives.prediction_errors(
+            prediction, self.kind, latents, noise, alpha_bar, mask=mask
+        )
 
     def _prediction(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         # Here and not before: what goes through the module has its gradients reduced.
