@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ldm_toolkit.storybook import scenes
 from ldm_toolkit.training.config import TextEncoderConfig
 from ldm_toolkit.training.folders import save_network
+from ldm_toolkit.training.methods.unet_step import checkpoint_layers
 from ldm_toolkit.training.rng import generator
 
 __all__ = ["AttributeText", "train_tokenizer"]
@@ -105,10 +106,7 @@ class AttributeText:
 
     def checkpoint_gradients(self) -> None:
         """From now on compute the layers twice instead of keeping what they computed."""
-        # transformers renamed it; the non-reentrant kind leaves the graph as it is
-        newer = getattr(self.encoder, "activation_checkpointing_enable", None)
-        enable = newer if newer is not None else self.encoder.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        checkpoint_layers(self.encoder)
 
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Tokens (B, 77), the places asked (B, 4) and labels (B, attributes)."""

@@ -16,7 +16,7 @@ from ldm_toolkit.training.cache import Rows, rows_at
 from ldm_toolkit.training.config import UNetConfig
 from ldm_toolkit.training.rng import AlternatingIndex, PermutationIndex, generator, uniform
 
-__all__ = ["UNetMethod", "trained_scheduler"]
+__all__ = ["UNetMethod", "checkpoint_layers", "trained_scheduler"]
 
 
 # Classes of diffusers that know rescale_betas_zero_snr; others would sample with the old schedule.
@@ -50,6 +50,19 @@ def _refuse_epsilon(kind: str) -> None:
             "--zero-terminal-snr needs a model that predicts v or the sample, this one predicts "
             "epsilon, which says nothing of the picture where there is only noise"
         )
+
+
+def checkpoint_layers(encoder: Any) -> None:
+    """Let a text encoder compute its layers twice instead of keeping what they computed."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    # transformers renamed it; the non-reentrant kind leaves the graph as it is
+    newer = getattr(encoder, "activation_checkpointing_enable", None)
+    enable = newer if newer is not None else encoder.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    for layer in encoder.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = True  # they ask for it; what has dropout is inside and stays as it is
 
 
 class _UNetStep(nn.Module):
@@ -201,8 +214,10 @@ class UNetMethod(ABC):
         return self._alphas_cumprod
 
     def checkpoint_gradients(self) -> None:
-        """From now on compute the UNet's blocks twice instead of keeping what they computed."""
+        """From now on compute blocks twice instead of keeping what they computed, of both parts."""
         self.unet.enable_gradient_checkpointing()
+        if self.encoder is not None:
+            checkpoint_layers(self.encoder)
 
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Latents drawn from the posterior, noise, stratified timesteps and text."""
