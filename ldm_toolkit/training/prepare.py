@@ -1,5 +1,6 @@
 """What the UNet's training is given: pictures, and their latents and captions, computed once."""
 
+import functools
 import hashlib
 import logging
 import tempfile
@@ -166,6 +167,7 @@ def unet_inputs(
         pictures = replace(config, data=place, validation_data=None, validate_every=0)
         sources.append(open_data(pictures, plan, accelerator, folder, caption=config.class_prompt))
     given, hashes = cached(sources)
+    given["name"] = functools.partial(_name, sources)
     if kind.encodes_text or config.train_text_encoder:
         given["encoder"] = load_network(CLIPTextModel, parts["text_encoder"])
     if kind.class_pictures:
@@ -174,6 +176,15 @@ def unet_inputs(
         given["index"] = _bucket_index(own, config.seed, plan.batch)
     watched = cached([held])[0] if held is not None and config.validate_every > 0 else None
     return UNetInputs(given, watched, hashes, len(own), own.fingerprint)
+
+
+def _name(sources: Sequence[Source], index: int) -> str:
+    """The name of picture ``index`` of all sources, one after the other."""
+    for source in sources:
+        if index < len(source):
+            break
+        index -= len(source)
+    return source.name(index)
 
 
 def _class_folder(config: UNetConfig) -> Path:

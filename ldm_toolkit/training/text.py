@@ -104,6 +104,10 @@ class AttributeText:
         """None: there is one rate for all."""
         return {}
 
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """None: scenes are drawn."""
+        return []
+
     def checkpoint_gradients(self) -> None:
         """From now on compute the layers twice instead of keeping what they computed."""
         checkpoint_layers(self.encoder)

@@ -136,8 +136,8 @@ class UNetMethod(ABC):
     second sample is one of those, for prior preservation. ``masks[i]`` is (1, h, w) in [0, 1]:
     where errors count. ``index`` maps positions of the run to
     pictures, of one size in each batch; without it all have one size, and each epoch is a
-    permutation. Raises UserError for zero-terminal SNR with a model that
-    predicts epsilon.
+    permutation. ``name`` gives the name of picture i. Raises UserError for zero-terminal SNR with
+    a model that predicts epsilon.
     """
 
     adapter_file: ClassVar[str | None] = None
@@ -177,6 +177,7 @@ class UNetMethod(ABC):
         instances: int | None = None,
         masks: Rows | None = None,
         index: Callable[[int], int] | None = None,
+        name: Callable[[int], str] = str,
     ) -> None:
         from diffusers import DDPMScheduler
 
@@ -187,7 +188,7 @@ class UNetMethod(ABC):
         self._moments, self._embeddings, self._rows = moments, embeddings, caption_rows
         self._scaling_factor = scaling_factor
         self._alphas_cumprod = noise_scheduler.alphas_cumprod
-        self._instances, self._masks = instances, masks
+        self._instances, self._masks, self._name = instances, masks, name
         self._index: Callable[[int], int] = PermutationIndex(config.seed, len(moments))
         if index is not None:
             self._index = index
@@ -212,6 +213,10 @@ class UNetMethod(ABC):
     def alphas_cumprod(self) -> Tensor:
         """alpha_bar of each timestep, as it is trained."""
         return self._alphas_cumprod
+
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """Names of the pictures at these positions."""
+        return [self._name(self._index(position)) for position in positions]
 
     def checkpoint_gradients(self) -> None:
         """From now on compute blocks twice instead of keeping what they computed, of both parts."""
