@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from ldm_toolkit.errors import UserError
 from ldm_toolkit.training import checkpoints, optimizers
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.methods.protocol import Method
+from ldm_toolkit.training.precision import cast_frozen_
 from ldm_toolkit.training.resume import check_course, course
 from ldm_toolkit.training.sharding import divided_like, gathered, is_divided, whole
 
@@ -45,6 +47,9 @@ class RunState:
             method.checkpoint_gradients()
         # `accelerate launch` may have set another number, by which backward() would divide.
         accelerator.gradient_accumulation_steps = config.accumulate
+        saves_all = getattr(method, "adapter_file", None) is None
+        if not saves_all and accelerator.distributed_type != DistributedType.FSDP:
+            cast_frozen_(method.module, accelerator.mixed_precision)  # `course` has their hash
         module = method.module.to(accelerator.device)
         if config.compile:
             module = torch.compile(module)  # type: ignore[assignment]
