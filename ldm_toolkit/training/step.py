@@ -96,6 +96,11 @@ def _note_bad(run: RunState, loss: float, norm: float, batches: Sequence[range])
     names = [name for positions in batches for name in run.method.names(positions)]
     if names:
         where += f" ({', '.join(dict.fromkeys(names))})"
+    if run.zero:
+        raise NumericalError(
+            f"{where}: loss {loss}, gradient norm {norm}; DeepSpeed may have changed the weights "
+            f"by it, those before are in {run.folder}; try a smaller --lr"
+        )
     logger.warning("%s skipped: loss %s, gradient norm %s", where, loss, norm)
     if run.bad_steps >= _BAD_STEPS:
         raise NumericalError(
