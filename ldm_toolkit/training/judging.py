@@ -104,6 +104,10 @@ class JudgeTraining:
         """One learning rate for all."""
         return {}
 
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """None: scenes are drawn."""
+        return []
+
     def checkpoint_gradients(self) -> None:
         """Nothing to save: the network is small."""
 

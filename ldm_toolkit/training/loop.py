@@ -89,6 +89,12 @@ def train(
 
 
 def _interrupted(run: RunState, code: int) -> Interrupted:
+    if run.zero:
+        anew = ("--model", run.config.output, "--output", f"{run.config.output}-2")
+        told = (
+            "stopped by a signal; DeepSpeed cannot go on exactly, this starts anew from the weights"
+        )
+        return Interrupted(code, told, anew)
     words = () if run.config.resume else ("--resume", "true")
     command = " ".join(["the same command", *(["with"] if words else []), *words])
     return Interrupted(code, f"stopped by a signal; {command} goes on from {run.folder}", words)

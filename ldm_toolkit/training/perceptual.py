@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm_toolkit.errors import UserError
+from ldm_toolkit.files import sha256_file
 
-__all__ = ["EncoderDistance", "Lpips", "cached_lpips", "load_lpips"]
+__all__ = ["EncoderDistance", "Lpips", "cached_frechet", "cached_lpips", "load_lpips"]
 
 _SECONDS = 10.0  # without a sign of the network
 
@@ -104,6 +105,24 @@ def cached_lpips() -> Lpips | None:
     try:
         file, _ = _weights()
         return Lpips() if file.is_file() else None
+    except (ImportError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        return None
+
+
+def cached_frechet() -> Any | None:
+    """torchmetrics' Fréchet inception distance where all that it needs is on this machine.
+
+    Its weights are a pickle: none is read but the file that torch-fidelity names by its hash.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        file = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rpartition("/")[2])
+        named = file.stem.rpartition("-")[2]
+        if not file.is_file() or not sha256_file(file).startswith(named):
+            return None
+        return FrechetInceptionDistance(normalize=True, feature_extractor_weights_path=str(file))
     except (ImportError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
         return None
 

@@ -1,5 +1,6 @@
 """What the UNet's training is given: pictures, and their latents and captions, computed once."""
 
+import functools
 import hashlib
 import logging
 import tempfile
@@ -143,9 +144,9 @@ def unet_inputs(
     if kind.class_pictures:
         check_class(_class_folder(config), config.class_prompt or "")
 
-    def opened(one: UNetConfig | VAEConfig, masks: bool = False) -> Source:
-        options: dict[str, Any] = {"captions": config.captions, "caption": caption, "masks": masks}
-        return open_data(one, plan, accelerator, folder, **options)
+    def opened(one: UNetConfig | VAEConfig) -> Source:
+        options: dict[str, Any] = {"captions": config.captions, "caption": caption}
+        return open_data(one, plan, accelerator, folder, masks=config.masked_loss, **options)
 
     def cached(sources: Sequence[Source]) -> tuple[dict[str, Any], dict[str, str]]:
         with accelerator.main_process_first():
@@ -153,10 +154,12 @@ def unet_inputs(
             captions = [source.captions(i) for source in sources for i in range(len(source))]
             encoder = parts["text_encoder"]
             given, told = text(config, kind, tokenizer, encoder, captions, kept, accelerator)
+            if config.masked_loss:
+                given["masks"] = masks(sources, kept)
         given |= {"moments": latents, "scaling_factor": scaling_factor}
         return given, {"data": data, "text_encoder": told}
 
-    own, held = hold_out(config, opened(config, config.masked_loss), opened)
+    own, held = hold_out(config, opened(config), opened)
     sources = [own]
     if kind.class_pictures:
         _complete_class(config, accelerator, untrained, draw_class)
@@ -164,17 +167,24 @@ def unet_inputs(
         pictures = replace(config, data=place, validation_data=None, validate_every=0)
         sources.append(open_data(pictures, plan, accelerator, folder, caption=config.class_prompt))
     given, hashes = cached(sources)
+    given["name"] = functools.partial(_name, sources)
     if kind.encodes_text or config.train_text_encoder:
         given["encoder"] = load_network(CLIPTextModel, parts["text_encoder"])
-    if config.masked_loss:
-        with accelerator.main_process_first():
-            given["masks"] = masks(sources, kept)
     if kind.class_pictures:
         given["instances"] = len(own)
     if config.buckets:
         given["index"] = _bucket_index(own, config.seed, plan.batch)
     watched = cached([held])[0] if held is not None and config.validate_every > 0 else None
     return UNetInputs(given, watched, hashes, len(own), own.fingerprint)
+
+
+def _name(sources: Sequence[Source], index: int) -> str:
+    """The name of picture ``index`` of all sources, one after the other."""
+    for source in sources:
+        if index < len(source):
+            break
+        index -= len(source)
+    return source.name(index)
 
 
 def _class_folder(config: UNetConfig) -> Path:

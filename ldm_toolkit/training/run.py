@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ldm_toolkit.errors import LdmToolkitError
 from ldm_toolkit.training import prepare
 from ldm_toolkit.training.auto_batch import fitted
-from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
+from ldm_toolkit.training.autoencoder import keep_colour_, pass_colour_, standardise_latents_
 from ldm_toolkit.training.begin import begin
 from ldm_toolkit.training.cache import module_hash
 from ldm_toolkit.training.card import Result, write_card
@@ -79,6 +79,7 @@ def train_vae(config: VAEConfig) -> None:
         pass_colour_(vae)
     else:
         vae = load_network(AutoencoderKL, base / "vae")
+    keep_colour_(vae)
 
     def opened(one: UNetConfig | VAEConfig) -> Source:
         return prepare.open_data(one, plan, accelerator, Path(config.output) / "cache")

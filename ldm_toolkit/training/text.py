@@ -18,6 +18,7 @@ from ldm_toolkit.errors import ModelError
 from ldm_toolkit.storybook import scenes
 from ldm_toolkit.training.config import TextEncoderConfig
 from ldm_toolkit.training.folders import save_network
+from ldm_toolkit.training.methods.unet_step import checkpoint_layers
 from ldm_toolkit.training.rng import generator
 
 __all__ = ["AttributeText", "start_from", "train_tokenizer"]
@@ -138,12 +139,13 @@ class AttributeText:
         """None: there is one rate for all."""
         return {}
 
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """None: scenes are drawn."""
+        return []
+
     def checkpoint_gradients(self) -> None:
         """From now on compute the layers twice instead of keeping what they computed."""
-        # transformers renamed it; the non-reentrant kind leaves the graph as it is
-        newer = getattr(self.encoder, "activation_checkpointing_enable", None)
-        enable = newer if newer is not None else self.encoder.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        checkpoint_layers(self.encoder)
 
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Tokens (B, 77), the places asked (B, 4) and labels (B, attributes)."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -289,4 +290,31 @@ def test_an_output_that_cannot_be_made(trainer, tiny_model, pictures, tmp_path):
                         tmp_path / "file" / "below", *SMALL, "--crop", 32)  # fmt: skip
     assert child.wait() == 2
     assert "cannot be made" in child.errors
+    assert "Traceback" not in child.errors
+
+
+@pytest.mark.parametrize("script", ["finetune_unet", "finetune_vae"])
+def test_a_run_that_falls_apart_names_its_pictures(script, trainer, tiny_model, pictures, tmp_path):
+    extra = ["--crop", 32, "--crops", 1] if script == "finetune_vae" else []
+    words = [
+        script,
+        "--model",
+        tiny_model,
+        "--data",
+        pictures,
+        "--output",
+        tmp_path,
+        *SMALL,
+        *extra,
+    ]
+    child = trainer.run(*words, "--steps", 9, "--lr", "1e30")
+    assert child.wait() == 1, child.errors
+    told = re.findall(
+        r"step \d, positions \d+ to \d+ \((\d)\.png, (\d)\.png\) skipped", child.errors
+    )
+    assert len(told) == 3
+    assert len({*told[0], *told[1], *told[2]}) > 2
+    last = child.errors.strip().splitlines()[-1]
+    assert "3 steps in a row without finite gradients" in last
+    assert ".png)" in last
     assert "Traceback" not in child.errors
