@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ldm_toolkit import schedulers
-from ldm_toolkit.errors import InputError, LdmToolkitError, UserError, suggestion
+from ldm_toolkit.errors import (
+    InputError,
+    LdmToolkitError,
+    UserError,
+    install_hint,
+    suggestion,
+)
 from ldm_toolkit.recipe import GenerateOptions
 from ldm_toolkit.values import counted, without_repeats
 
@@ -234,7 +240,9 @@ def _parquet(path: Path, problems: list[str]) -> Records:
         from pyarrow import ArrowException
         from pyarrow.parquet import read_table
     except ImportError:
-        raise InputError(f"{path}: reading .parquet needs pyarrow; pip install pyarrow") from None
+        raise InputError(
+            f"{path}: reading .parquet needs pyarrow: {install_hint('train')}"
+        ) from None
     try:
         table = read_table(path)
         rows = table.to_pylist()

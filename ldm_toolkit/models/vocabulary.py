@@ -9,7 +9,7 @@ import importlib.util
 import zlib
 from pathlib import Path
 
-from ldm_toolkit.errors import ModelError
+from ldm_toolkit.errors import ModelError, install_hint
 
 __all__ = ["START", "STOP", "find_published", "find_tokenizer", "read_published"]
 
@@ -40,7 +40,7 @@ def find_published() -> Path:
     raise ModelError(
         "a single file holds no tokenizer; name a folder with tokenizer (vocab.json, merges.txt), "
         f"or fetch it once with `hf download {_HUB_TOKENIZER} vocab.json merges.txt "
-        "tokenizer_config.json`, or pip install ldm-toolkit[single-file] (open_clip_torch has it)"
+        f"tokenizer_config.json`, or {install_hint('single-file')} (open_clip_torch has it)"
     )
 
 

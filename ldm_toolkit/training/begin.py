@@ -12,7 +12,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, ProjectConfiguration
 from diffusers.utils.logging import disable_progress_bar
 
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import UserError, install_hint
 from ldm_toolkit.training import optimizers
 from ldm_toolkit.training.config import LoopConfig, UNetConfig
 from ldm_toolkit.training.folders import write_json
@@ -64,7 +64,7 @@ def _tracking(config: LoopConfig) -> dict[str, Any]:
     missing = [name for name in names if name not in available]  # Accelerate would leave them out
     if missing:
         raise UserError(
-            f"--trackers {', '.join(missing)}: not installed; pip install 'ldm-toolkit[trackers]'"
+            f"--trackers {', '.join(missing)}: not installed; {install_hint('trackers')}"
         )
     if not names:
         return {}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ldm_toolkit.errors import InputError, ModelError
+from ldm_toolkit.errors import InputError, ModelError, install_hint
 from ldm_toolkit.files import PICTURE_SUFFIXES, contained_path
 from ldm_toolkit.training.data.entries import (
     CAPTION_KEYS,
@@ -251,7 +251,9 @@ def _parquet_rows(path: Path, listing: Listing) -> Iterator[tuple[str, Any]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise InputError(f"{path}: reading .parquet needs pyarrow; pip install pyarrow") from None
+        raise InputError(
+            f"{path}: reading .parquet needs pyarrow: {install_hint('train')}"
+        ) from None
     number = 0
     try:
         for batch in ParquetFile(path).iter_batches():

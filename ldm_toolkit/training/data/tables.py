@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm_toolkit.errors import InputError, ModelError, suggestion
+from ldm_toolkit.errors import InputError, ModelError, install_hint, suggestion
 from ldm_toolkit.files import contained_path
 from ldm_toolkit.images import picture_bytes
 from ldm_toolkit.training.data.entries import (
@@ -181,7 +181,7 @@ def _datasets() -> Any:
     except ImportError:
         raise InputError(
             "parquet and arrow files and data sets of the hub need the library datasets: "
-            "pip install 'ldm-toolkit[train]'"
+            + install_hint("train")
         ) from None
     return datasets
 
