@@ -62,7 +62,7 @@ def test_masks_lie_beside_pictures_and_are_none_themselves(folder, caplog):
     assert [opened.captions(index) for index in range(len(opened))] == [
         ("a a.png",), ("a b.jpg",), ("a c.webp",)
     ]  # fmt: skip
-    assert "2 of 3 pictures have a mask" in caplog.text
+    assert "with a mask: 2 of 3 pictures" in caplog.text
 
 
 def test_without_the_option_they_are_left_alone(folder, caplog):
@@ -302,7 +302,7 @@ def test_the_command_trains_with_masks(folder, trainer, tiny_model, tmp_path):
     output = tmp_path / "out"
     child = trainer.run(*words(tiny_model, folder, output, "--buckets"))
     assert child.wait() == 0, child.errors
-    assert "2 of 3 pictures have a mask" in child.errors
+    assert "with a mask: 2 of 3 pictures" in child.errors
     cached = {path.name.partition("-")[0] for path in (output / "cache").iterdir()}
     assert cached == {"checked.jsonl", "latents", "embeddings", "masks"}
     ImageOps.invert(left_half(64, 64)).save(folder / "a.mask.png")

@@ -155,10 +155,9 @@ def _listing(place: str, table: Any, columns: Columns, roots: tuple[Path, ...]) 
                 f"--caption-column with one of {', '.join(names)}"
             )
         found, name = texts(value), f"row {row}"
-        if found is None:
-            listing.refuse(name, NO_CAPTION)
-        else:
-            listing.entries.append(Entry(name, found, _Cell(cells, row, name, roots)))
+        read = _Cell(cells, row, name, roots)
+        problem = NO_CAPTION if found is None else ""
+        listing.entries.append(Entry(name, found or (), read, problem=problem))
     return listing
 
 
