@@ -13,7 +13,7 @@ from ldm_toolkit.errors import NumericalError
 from ldm_toolkit.hardware import threads_per_process
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.methods.protocol import Method
-from ldm_toolkit.training.rates import learning_rate
+from ldm_toolkit.training.rates import learning_rate, warn_of_warmup
 from ldm_toolkit.training.run_state import RunState
 from ldm_toolkit.training.signals import Interrupted, SignalFlag
 from ldm_toolkit.training.space import check_space
@@ -55,6 +55,7 @@ def train(
         run.restore()
     if accelerator.is_main_process:
         check_space(run)
+        warn_of_warmup(config)
     if run.step >= config.steps:
         logger.info(
             "all %d steps are done already: for another run pass another --output than %s, or "

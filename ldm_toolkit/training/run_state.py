@@ -15,6 +15,7 @@ from ldm_toolkit.errors import UserError
 from ldm_toolkit.training import checkpoints, optimizers
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.methods.protocol import Method
+from ldm_toolkit.training.rates import warn_of_other_steps
 from ldm_toolkit.training.resume import check_course, course
 from ldm_toolkit.training.sharding import divided_like, gathered, is_divided, whole
 
@@ -71,6 +72,7 @@ class RunState:
                 tensors["ema"] = {str(i): whole(p) for i, p in enumerate(self.ema.shadow_params)}
         if self.accelerator.is_main_process:
             state: dict[str, Any] = {"seed": self.config.seed, "bad_steps": self.bad_steps}
+            state["steps"] = self.config.steps
             state["course"] = self.course
             scalars = checkpoints.optimizer_scalars(self.optimizer.optimizer)
             if scalars:
@@ -116,6 +118,8 @@ class RunState:
             self.accelerator.scaler.load_state_dict(found.state["scaler"])
         self.step, self.bad_steps = found.step, found.state["bad_steps"]
         logger.info("resumed at step %d", self.step)
+        if self.accelerator.is_main_process and "steps" in found.state:
+            warn_of_other_steps(self.config, found.state["steps"], self.step)
 
     def stopping(self, received: bool) -> bool:
         """Whether any process received a signal: all have to leave after the same step."""
