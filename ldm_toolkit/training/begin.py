@@ -15,7 +15,7 @@ from diffusers.utils.logging import disable_progress_bar
 from ldm_toolkit.errors import UserError, install_hint
 from ldm_toolkit.training import optimizers
 from ldm_toolkit.training.config import LoopConfig, UNetConfig
-from ldm_toolkit.training.folders import write_json
+from ldm_toolkit.training.folders import write_config
 from ldm_toolkit.training.loop import set_threads
 from ldm_toolkit.training.method_options import WORD_METHODS
 
@@ -53,7 +53,7 @@ def begin(config: LoopConfig) -> Accelerator:
         _check_divided(config, accelerator)
     optimizers.check(config, accelerator.device)
     if accelerator.is_main_process and not config.auto_batch:  # which completes it first
-        write_json(output / "config.json", vars(config))
+        write_config(config)
     return accelerator
 
 

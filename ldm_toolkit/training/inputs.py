@@ -62,7 +62,7 @@ def model_folder(name: str) -> Path:
         known = ", ".join(bundled) or "none"
         raise ModelError(
             f"{name} is neither a folder nor a bundled model (bundled: {known})"
-            f"{suggestion(name, bundled)}"
+            f"{suggestion(name, bundled)}{_here(folder)}"
         )
     return folder
 
@@ -123,8 +123,12 @@ def _data_problems(option: str, place: str) -> list[str]:
     # Several shards are one name with braces; "storybook" is drawn.
     if place == "storybook" or "{" in place or os.path.lexists(place) or on_hub(place):
         return []
-    here = "" if Path(place).is_absolute() else f"; the current folder is {Path.cwd()}"
-    return [f"{option} {place} is not a folder; {EXPECTED_DATA}{here}"]
+    return [f"{option} {place} is not a folder; {EXPECTED_DATA}{_here(Path(place))}"]
+
+
+def _here(missing: Path) -> str:
+    """The end of a message about a path that may be meant from another folder, or nothing."""
+    return "" if missing.is_absolute() else f"; the current folder is {Path.cwd()}"
 
 
 def _output_problems(output: str) -> list[str]:

@@ -50,12 +50,12 @@ def train(
     when it is due; ``inputs`` names hashes of the data and models, which a resumed run must share.
     Raises Interrupted after a signal, NumericalError, UserError, CannotWrite.
     """
+    if accelerator.is_main_process:
+        check_space(method, config)
+        warn_of_warmup(config)
     run = RunState(method, config, accelerator, inputs if inputs is not None else {})
     if config.resume:
         run.restore()
-    if accelerator.is_main_process:
-        check_space(run)
-        warn_of_warmup(config)
     if run.step >= config.steps:
         logger.info(
             "all %d steps are done already: for another run pass another --output than %s, or "

@@ -1,6 +1,7 @@
 """What the UNet's training is given: pictures, and their latents and captions, computed once."""
 
 import hashlib
+import itertools
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ldm_toolkit.errors import InputError, UserError
 from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.training import cache
+from ldm_toolkit.training.advice import warn_of_words
 from ldm_toolkit.training.cache import Rows
 from ldm_toolkit.training.config import UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Plan, Source, open_source
@@ -147,10 +149,11 @@ def unet_inputs(
         options: dict[str, Any] = {"captions": config.captions, "caption": caption, "masks": masks}
         return open_data(one, plan, accelerator, folder, **options)
 
-    def cached(sources: Sequence[Source]) -> tuple[dict[str, Any], dict[str, str]]:
+    def cached(
+        sources: Sequence[Source], captions: Sequence[Sequence[str]]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
         with accelerator.main_process_first():
             latents, scaling_factor, data = moments(parts["vae"], sources, kept, accelerator)
-            captions = [source.captions(i) for source in sources for i in range(len(source))]
             encoder = parts["text_encoder"]
             given, told = text(config, kind, tokenizer, encoder, captions, kept, accelerator)
         given |= {"moments": latents, "scaling_factor": scaling_factor}
@@ -163,7 +166,10 @@ def unet_inputs(
         place = str(_class_folder(config))
         pictures = replace(config, data=place, validation_data=None, validate_every=0)
         sources.append(open_data(pictures, plan, accelerator, folder, caption=config.class_prompt))
-    given, hashes = cached(sources)
+    captions = _captions(sources)
+    if accelerator.is_main_process and not (kind.encodes_text or config.train_text_encoder):
+        warn_of_words(itertools.chain.from_iterable(captions), tokenizer)
+    given, hashes = cached(sources, captions)
     if kind.encodes_text or config.train_text_encoder:
         given["encoder"] = load_network(CLIPTextModel, parts["text_encoder"])
     if config.masked_loss:
@@ -173,8 +179,15 @@ def unet_inputs(
         given["instances"] = len(own)
     if config.buckets:
         given["index"] = _bucket_index(own, config.seed, plan.batch)
-    watched = cached([held])[0] if held is not None and config.validate_every > 0 else None
+    watched = None
+    if held is not None and config.validate_every > 0:
+        watched = cached([held], _captions([held]))[0]
     return UNetInputs(given, watched, hashes, len(own), own.fingerprint)
+
+
+def _captions(sources: Sequence[Source]) -> list[tuple[str, ...]]:
+    """Those of each picture."""
+    return [source.captions(index) for source in sources for index in range(len(source))]
 
 
 def _class_folder(config: UNetConfig) -> Path:

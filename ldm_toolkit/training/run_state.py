@@ -35,7 +35,7 @@ class RunState:
         inputs: Mapping[str, Any],
     ) -> None:
         self.method, self.config, self.accelerator = method, config, accelerator
-        self.folder = Path(config.output) / "checkpoints"
+        self.folder = Path(config.output) / checkpoints.CHECKPOINTS
         self.course = course(
             config, {**_frozen(method), **inputs, "processes": accelerator.num_processes}
         )

@@ -46,12 +46,12 @@ def test_the_result_is_a_model(script, trainer, tiny_v_model, pictures, tmp_path
             != json.loads((tiny_v_model / "vae" / "config.json").read_text())["scaling_factor"]
         )
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["model"] == str(tiny_v_model)
+    assert config["model"] == tiny_v_model.name
     card = (tmp_path / "README.md").read_text()
     assert "6 pictures" in card
     assert f"--model {tmp_path.name}" in card
     assert (tmp_path / "loss.png").is_file()
-    described = [card, *(path.read_text() for path in tmp_path.glob("*/config.json"))]
+    described = [card, *(path.read_text() for path in tmp_path.glob("**/config.json"))]
     assert not any(str(place) in one for one in described for place in (tmp_path, tiny_v_model))
     assert json.loads((tmp_path / "ldm_toolkit.json").read_text()) == {"name": tmp_path.name}
 
