@@ -22,6 +22,7 @@ from ldm_toolkit.training.config import UNetConfig, VAEConfig
 from ldm_toolkit.training.curve import draw_curve, read_metrics
 from ldm_toolkit.training.folders import result_name
 from ldm_toolkit.training.lora_output import KOHYA_FILE
+from ldm_toolkit.values import counted
 
 __all__ = ["CARD", "Result", "write_card"]
 
@@ -88,8 +89,8 @@ def write_card(config: UNetConfig | VAEConfig, result: Result) -> None:
     parts = [
         f"---\n{_front_matter(config, result, tags)}\n---\n{_MARKER}",
         f"# {result_name(output)}",
-        f"{told[0].upper()}{told[1:]}, trained from {started} in {config.steps} steps with "
-        "[Accelerate](https://github.com/huggingface/accelerate) by ldm_toolkit.",
+        f"{told[0].upper()}{told[1:]}, trained from {started} in {counted(config.steps, 'step')} "
+        "with [Accelerate](https://github.com/huggingface/accelerate) by ldm_toolkit.",
         f"## Use\n\n{_usage(config, result)}",
         f"## Files\n\n{_files(output, result)}",
         f"## Training\n\n{_training(lines, result)}",
@@ -188,7 +189,7 @@ def _prompt(config: UNetConfig | VAEConfig) -> str:
 def _training(lines: Sequence[dict], result: Result) -> str:
     """The data and how the losses went."""
     told = [
-        f"{result.pictures} pictures; SHA-256 of their content, captions and sizes: "
+        f"{counted(result.pictures, 'picture')}; SHA-256 of their content, captions and sizes: "
         f"`{result.fingerprint}`."
     ]
     if lines:

@@ -33,6 +33,7 @@ from ldm_toolkit.training.inputs import network_config
 from ldm_toolkit.training.methods.unet_step import UNetMethod
 from ldm_toolkit.training.prior import DrawClass, check_class, complete_class
 from ldm_toolkit.training.rng import BucketIndex
+from ldm_toolkit.values import counted
 
 __all__ = [
     "UNetInputs",
@@ -206,7 +207,8 @@ def _complete_class(
 
         def draw(seeds: Sequence[int]) -> Iterable[Image.Image]:
             if draw_class is None:
-                raise UserError(f"--class-data {folder} lacks {len(seeds)} pictures: give it some")
+                lacking = counted(len(seeds), "picture")
+                raise UserError(f"--class-data {folder} lacks {lacking}: give it some")
             return draw_class(untrained(Path(temporary, "model")), prompt, seeds, config.size)
 
         complete_class(folder, prompt, config.class_count, config.seed, draw)
@@ -361,7 +363,8 @@ def _warn_of_cuts(tokenizer: Any, texts: Sequence[str]) -> None:
     if max(lengths) > _TOKENS:
         longest = texts[lengths.index(max(lengths))]
         cut = sum(length > _TOKENS for length in lengths)
-        logger.warning("%d captions are cut at %d tokens, e.g. %.60r", cut, _TOKENS, longest)
+        told = counted(cut, "caption")
+        logger.warning("%s longer than %d tokens and cut, e.g. %.60r", told, _TOKENS, longest)
 
 
 def load_tokenizer(folder: Path) -> Any:
