@@ -45,7 +45,8 @@ def warn_of_words(captions: Iterable[str], tokenizer: Any) -> None:
     words = unknown_words(captions, tokenizer.get_vocab())
     if words:
         logger.warning(
-            "the text encoder never saw %s, and all such words are nearly the same to it: pass "
-            "--train-text-encoder, or teach it one with --method textual-inversion",
+            "the text encoder never saw %s: it tells such words apart badly, and what is learned "
+            "follows them weakly; pass --train-text-encoder, or teach it one word with --method "
+            "textual-inversion",
             listed(map(repr, words)),
         )

@@ -47,8 +47,8 @@ def test_the_size_is_the_unet_s_where_nothing_else_is_said(model, caplog):
     assert caplog.messages == ["my-model was trained at 512x512; at 64x64 it draws poorly"]
 
 
-def test_a_model_of_which_nothing_is_known_is_not_judged(model, caplog):
-    (model / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "Unheard"}')
+def test_a_model_of_strange_defaults_is_not_judged(model, caplog):
+    (model / "ldm_toolkit.json").write_text('{"defaults": {"width": 3}}')
     warn_of_size(config(), model, model / "vae")
     assert caplog.messages == []
 

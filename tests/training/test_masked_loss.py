@@ -70,7 +70,7 @@ def test_without_the_option_they_are_left_alone(folder, caplog):
     opened = source(folder, masks=False)
     assert len(opened) == 3
     assert [opened.mask(index) for index in range(3)] == [None] * 3
-    assert "2 masks, which --masked-loss uses" in caplog.text
+    assert "not used: 2 masks, for --masked-loss" in caplog.text
 
 
 def test_a_mask_without_picture_is_a_picture(folder):
@@ -120,7 +120,7 @@ def test_bad_masks_are_named(change, told, folder, capsys):
             (folder / name).write_bytes(value)
         else:
             value.save(folder / name)
-    with pytest.raises(InputError, match=rf"1 problems.*{told}"):
+    with pytest.raises(InputError, match=rf"1 problem .*{told}"):
         source(folder)
     with pytest.raises(InputError):
         check_data(DataConfig(data=str(folder)), Plan(Geometry.square(64)), masks=True)
@@ -132,7 +132,7 @@ def test_bad_masks_are_named(change, told, folder, capsys):
 def test_names_that_are_none_are_told(name, folder):
     row = {"file_name": "a.png", "text": "x", "mask_file_name": name}
     (folder / "metadata.jsonl").write_text(json.dumps(row))
-    with pytest.raises(InputError, match=r"1 problems.*mask"):
+    with pytest.raises(InputError, match=r"1 problem .*mask"):
         source(folder)
 
 
