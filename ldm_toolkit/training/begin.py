@@ -12,10 +12,10 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, ProjectConfiguration
 from diffusers.utils.logging import disable_progress_bar
 
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import UserError, install_hint
 from ldm_toolkit.training import optimizers
 from ldm_toolkit.training.config import LoopConfig, UNetConfig
-from ldm_toolkit.training.folders import write_json
+from ldm_toolkit.training.folders import write_config
 from ldm_toolkit.training.loop import set_threads
 from ldm_toolkit.training.method_options import WORD_METHODS
 from ldm_toolkit.training.zero import check_zero, uses_zero, zero_is_meant
@@ -53,7 +53,7 @@ def begin(config: LoopConfig) -> Accelerator:
         _check_divided(config, accelerator)
     optimizers.check(config, accelerator.device)
     if accelerator.is_main_process and not config.auto_batch:  # which completes it first
-        write_json(output / "config.json", vars(config))
+        write_config(config)
     return accelerator
 
 
@@ -64,7 +64,7 @@ def _tracking(config: LoopConfig) -> dict[str, Any]:
     missing = [name for name in names if name not in available]  # Accelerate would leave them out
     if missing:
         raise UserError(
-            f"--trackers {', '.join(missing)}: not installed; pip install 'ldm-toolkit[trackers]'"
+            f"--trackers {', '.join(missing)}: not installed; {install_hint('trackers')}"
         )
     if not names:
         return {}

@@ -40,7 +40,7 @@ def check_inputs(config: LoopConfig) -> None:
             problems += _data_problems("--validation-data", config.validation_data)
     problems += _model_problems(config)
     if not getattr(config, "check_data", False):
-        problems += _output_problems(Path(config.output))
+        problems += _output_problems(config.output)
     if problems:
         raise UserError("; ".join(dict.fromkeys(problems)))
     there = _nearest(Path(config.output))
@@ -62,7 +62,7 @@ def model_folder(name: str) -> Path:
         known = ", ".join(bundled) or "none"
         raise ModelError(
             f"{name} is neither a folder nor a bundled model (bundled: {known})"
-            f"{suggestion(name, bundled)}"
+            f"{suggestion(name, bundled)}{_here(folder)}"
         )
     return folder
 
@@ -123,12 +123,19 @@ def _data_problems(option: str, place: str) -> list[str]:
     # Several shards are one name with braces; "storybook" is drawn.
     if place == "storybook" or "{" in place or os.path.lexists(place) or on_hub(place):
         return []
-    return [f"{option} {place} is not a folder; {EXPECTED_DATA}"]
+    return [f"{option} {place} is not a folder; {EXPECTED_DATA}{_here(Path(place))}"]
 
 
-def _output_problems(output: Path) -> list[str]:
+def _here(missing: Path) -> str:
+    """The end of a message about a path that may be meant from another folder, or nothing."""
+    return "" if missing.is_absolute() else f"; the current folder is {Path.cwd()}"
+
+
+def _output_problems(output: str) -> list[str]:
     """A line about a folder that cannot be made, or nothing."""
-    there = _nearest(output)
+    if not output.strip():
+        return ["--output is empty; expected a folder for what is trained"]
+    there = _nearest(Path(output))
     return [] if there.is_dir() else [f"--output {output} cannot be made: {there} is not a folder"]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import UserError, install_hint
 from ldm_toolkit.files import sha256_file
 
 __all__ = ["EncoderDistance", "Lpips", "cached_frechet", "cached_lpips", "load_lpips"]
@@ -87,8 +87,8 @@ def load_lpips() -> Lpips:
         file, address = _weights()
     except (ImportError, RuntimeError) as error:  # torchvision for another torch: RuntimeError
         raise UserError(
-            f"--perceptual lpips needs torchmetrics and torchvision ({_line(error)}): pip install "
-            f"'ldm-toolkit[lpips]', or {instead}"
+            f"--perceptual lpips needs torchmetrics and torchvision ({_line(error)}): "
+            f"{install_hint('lpips')}, or {instead}"
         ) from error
     try:
         with _impatient():

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
+from ldm_toolkit.errors import install_hint
 from ldm_toolkit.files import write_atomic
 from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.training.cache import module_hash
@@ -83,7 +84,7 @@ class Quality:
         if self._accelerator.is_main_process:
             logger.info("%s", _table(self._found))
             if "ssim" not in self._measures:
-                logger.info("SSIM needs torchmetrics: pip install 'ldm-toolkit[train]'")
+                logger.info("SSIM needs torchmetrics: %s", install_hint("train"))
 
     def _write(self) -> None:
         if self._accelerator.is_main_process:

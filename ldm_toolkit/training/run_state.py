@@ -17,6 +17,7 @@ from ldm_toolkit.training import checkpoints, optimizers
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.methods.protocol import Method
 from ldm_toolkit.training.precision import cast_frozen_
+from ldm_toolkit.training.rates import warn_of_other_steps
 from ldm_toolkit.training.resume import check_course, course
 from ldm_toolkit.training.sharding import divided_like, gathered, is_divided, whole
 from ldm_toolkit.training.zero import refuse_to_resume, set_up_zero, uses_zero
@@ -37,7 +38,7 @@ class RunState:
         inputs: Mapping[str, Any],
     ) -> None:
         self.method, self.config, self.accelerator = method, config, accelerator
-        self.folder = Path(config.output) / "checkpoints"
+        self.folder = Path(config.output) / checkpoints.CHECKPOINTS
         self.course = course(
             config, {**_frozen(method), **inputs, "processes": accelerator.num_processes}
         )
@@ -84,6 +85,7 @@ class RunState:
                 tensors["ema"] = {str(i): whole(p) for i, p in enumerate(self.ema.shadow_params)}
         if self.accelerator.is_main_process:
             state: dict[str, Any] = {"seed": self.config.seed, "bad_steps": self.bad_steps}
+            state["steps"] = self.config.steps
             state["course"] = self.course
             scalars = {} if self.zero else checkpoints.optimizer_scalars(self.optimizer.optimizer)
             if scalars:
@@ -134,6 +136,8 @@ class RunState:
             self.accelerator.scaler.load_state_dict(found.state["scaler"])
         self.step, self.bad_steps = found.step, found.state["bad_steps"]
         logger.info("resumed at step %d", self.step)
+        if self.accelerator.is_main_process and "steps" in found.state:
+            warn_of_other_steps(self.config, found.state["steps"], self.step)
 
     def stopping(self, received: bool) -> bool:
         """Whether any process received a signal: all have to leave after the same step."""

@@ -64,7 +64,7 @@ def test_masks_lie_beside_pictures_and_are_none_themselves(folder, caplog):
     assert [opened.captions(index) for index in range(len(opened))] == [
         ("a a.png",), ("a b.jpg",), ("a c.webp",)
     ]  # fmt: skip
-    assert "2 of 3 pictures have a mask" in caplog.text
+    assert "with a mask: 2 of 3 pictures" in caplog.text
 
 
 def test_without_the_option_they_are_left_alone(folder, caplog):
@@ -72,7 +72,7 @@ def test_without_the_option_they_are_left_alone(folder, caplog):
     opened = source(folder, masks=False)
     assert len(opened) == 3
     assert [opened.mask(index) for index in range(3)] == [None] * 3
-    assert "2 masks, which --masked-loss uses" in caplog.text
+    assert "not used: 2 masks, for --masked-loss" in caplog.text
 
 
 def test_a_mask_without_picture_is_a_picture(folder):
@@ -122,7 +122,7 @@ def test_bad_masks_are_named(change, told, folder, capsys):
             (folder / name).write_bytes(value)
         else:
             value.save(folder / name)
-    with pytest.raises(InputError, match=rf"1 problems.*{told}"):
+    with pytest.raises(InputError, match=rf"1 problem .*{told}"):
         source(folder)
     with pytest.raises(InputError):
         check_data(DataConfig(data=str(folder)), Plan(Geometry.square(64)), masks=True)
@@ -134,7 +134,7 @@ def test_bad_masks_are_named(change, told, folder, capsys):
 def test_names_that_are_none_are_told(name, folder):
     row = {"file_name": "a.png", "text": "x", "mask_file_name": name}
     (folder / "metadata.jsonl").write_text(json.dumps(row))
-    with pytest.raises(InputError, match=r"1 problems.*mask"):
+    with pytest.raises(InputError, match=r"1 problem .*mask"):
         source(folder)
 
 
@@ -337,7 +337,7 @@ def test_the_command_trains_with_masks(folder, trainer, tiny_model, tmp_path):
     output = tmp_path / "out"
     child = trainer.run(*words(tiny_model, folder, output, "--buckets"))
     assert child.wait() == 0, child.errors
-    assert "2 of 3 pictures have a mask" in child.errors
+    assert "with a mask: 2 of 3 pictures" in child.errors
     cached = {path.name.partition("-")[0] for path in (output / "cache").iterdir()}
     assert cached == {"checked.jsonl", "latents", "embeddings", "masks"}
     ImageOps.invert(left_half(64, 64)).save(folder / "a.mask.png")

@@ -165,7 +165,7 @@ def _add(
     elif any(part in ("", "..") for part in parts) or ":" in parts[0] or "\0" in name:
         sample.problems.append("its name leads out of the shard")
     elif f".{ending}" not in PICTURE_SUFFIXES and ending not in ("txt", "json"):
-        listing.unread[f"members .{ending[:40]}, which are not decoded"] += 1
+        listing.unread["member", f" .{ending[:40]}, not decoded"] += 1
     elif ending in sample.members:
         sample.problems.append(f"has two members .{ending}")
     else:
@@ -187,20 +187,21 @@ def _take(
         problems.append("no picture: expected .jpg, .png or .webp")
     if len(pictures) > 1:
         problems.append(f"several pictures: {', '.join(pictures)}")
-    captions: tuple[str, ...] | None = None
+    captions, wrong = None, NO_CAPTION
     try:
         captions = _captions(file, sample, keys)
-        if captions is None and not problems:
-            problems.append(NO_CAPTION)
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(first_line(error))
-    if problems or captions is None:
-        listing.refuse(name, "; ".join(problems))
+        wrong = first_line(error)
+    if problems:
+        listing.refuse(name, "; ".join([*problems, *([wrong] if wrong != NO_CAPTION else [])]))
         return
     member = sample.members[pictures[0]]
     where = f"{name}.{pictures[0]}"
     piece = _Slice(shard, where, member.offset_data, member.size)
-    listing.entries.append(Entry(where, captions, piece))
+    if captions is None:
+        listing.entries.append(Entry(name, (), piece, problem=wrong))
+    else:
+        listing.entries.append(Entry(where, captions, piece))
 
 
 def _captions(file: IO[bytes], sample: _Sample, keys: tuple[str, ...]) -> tuple[str, ...] | None:
