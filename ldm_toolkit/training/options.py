@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import jsonargparse
 
+from ldm_toolkit.allocation import keep_freed_memory
 from ldm_toolkit.errors import CannotWrite, LdmToolkitError, UserError, suggestion
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.config_file import check_config_files
@@ -213,6 +214,7 @@ def command(
             config = _parsed(kind, _arguments(demonstration))
             check_inputs(config)
             _quiet()
+            keep_freed_memory()
             run(config)
         except OSError as error:  # a full disk, a folder without permission
             place = error.filename if error.filename is not None else "the current folder"
