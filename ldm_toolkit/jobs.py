@@ -29,7 +29,7 @@ from ldm_toolkit.tokens import chunk_prompt
 if TYPE_CHECKING:  # a finished job needs no torch
     from ldm_toolkit.pipeline import LatentPipeline
 
-__all__ = ["MANIFEST", "Done", "Job", "finished_job", "open_job", "run_job"]
+__all__ = ["Done", "Job", "finished_job", "open_job", "run_job"]
 
 MANIFEST = "manifest.jsonl"
 

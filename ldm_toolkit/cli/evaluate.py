@@ -8,14 +8,16 @@ import importlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ldm_toolkit.cli.evaluate_options import parse
 from ldm_toolkit.cli.evaluate_request import EvalRequest, check
+from ldm_toolkit.cli.job import share
 from ldm_toolkit.cli.measures import MEASURES
 from ldm_toolkit.cli.process import prepare_process, run_command
 from ldm_toolkit.cli.terminal import Stop, note, to_stdout
+from ldm_toolkit.errors import CannotWrite
 from ldm_toolkit.evaluation.report import Report, table
 from ldm_toolkit.files import write_atomic
 
@@ -37,16 +39,17 @@ def _main(arguments: list[str], stop: Stop, debug: bool) -> int:
         told=None if request.quiet else logging.WARNING,
         debug=debug,
     )
-    reports = _measured(request, stop)
-    _tell(request, reports)
+    reports, about = _measured(request, stop)
+    if share()[0] == 0:
+        _tell(request, reports, about)
     return 0
 
 
-def _measured(request: EvalRequest, stop: Stop) -> dict[str, Report]:
-    """What each measure finds, by name."""
+def _measured(request: EvalRequest, stop: Stop) -> tuple[dict[str, Report], dict[str, Any]]:
+    """What each measure finds, by name, and what it looked at, as plain data."""
     first = request.measures[0]
     if MEASURES[first].alone:
-        return {first: _function(first)(request, stop)}
+        return {first: _function(first)(request, stop)}, {}
     from ldm_toolkit.cli.evaluate_subject import subject_of
 
     subject = subject_of(request, stop)
@@ -54,7 +57,7 @@ def _measured(request: EvalRequest, stop: Stop) -> dict[str, Report]:
     for name in request.measures:
         own = {one.name: request.own[one.name] for one in MEASURES[name].options}
         found[name] = _function(name)(subject, **own)
-    return found
+    return found, subject.as_dict()
 
 
 def _function(measure: str) -> Any:
@@ -63,11 +66,18 @@ def _function(measure: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _tell(request: EvalRequest, reports: dict[str, Report]) -> None:
+def _tell(request: EvalRequest, reports: Mapping[str, Report], about: Mapping[str, Any]) -> None:
     """Write scores.json and print the scores."""
-    text = json.dumps({name: one.as_dict() for name, one in reports.items()}, indent=2)
+    from ldm_toolkit.hardware import versions
+
+    told = {name: one.as_dict() for name, one in reports.items()}
+    told = {"measures": told, **about, "versions": dict(versions())}
+    text = json.dumps(told, indent=2, ensure_ascii=False)
     path = request.folder / "scores.json"
-    request.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        request.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"cannot make the folder {path.parent}: {error.strerror}") from error
     write_atomic(path, text.encode())
     to_stdout(text if request.as_json else table(reports))
     for name, report in reports.items():

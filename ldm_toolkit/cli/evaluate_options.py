@@ -29,6 +29,12 @@ The same command carries on what was interrupted. Scores stand on stdout as a ta
 exit codes: 0 done, 1 failed, 2 wrong use or bad input, 74 cannot write, 129, 130, 143 stopped
 """
 
+_COLUMNS = {
+    "--image-column": "column of the pictures in tables; found by itself where it has a usual name",
+    "--caption-column": "column of the captions, or their key in the .json of shards; as above",
+    "--data-split": "split of a data set that has several (default: train)",
+}
+
 
 def build_parser() -> Parser:
     """The parser of ``ldm-eval``. Values stay text: `check` reads them, to report all at once."""
@@ -50,6 +56,7 @@ def build_parser() -> Parser:
         add_help=False,
     )
     parser.add_argument("words", metavar="MEASURE", nargs="*", help="what to measure, see above")
+    parser.set_defaults(prompt=None, strength=None)  # what ldm-gen takes and this does not
     _add_sources(parser.add_argument_group("which pictures"))
     own = parser.add_argument_group("of single measures")
     for option in own_options(MEASURES):
@@ -145,6 +152,15 @@ def _add_sources(group: argparse._ArgumentGroup) -> None:
         metavar="PIXELS",
         help="bring pictures of --images and --reference to squares first: shrunk with Lanczos's "
         "filter, cut in the middle (default: as they are)",
+    )
+    for option, what in _COLUMNS.items():
+        group.add_argument(option, metavar="NAME", help=what)
+    group.add_argument(
+        "--per-prompt",
+        metavar="K",
+        default="1",
+        help="draw K pictures of each prompt; adherence is of the first and tells the diversity of "
+        "the K (default: 1)",
     )
     group.add_argument(
         "--batch-size",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ldm_toolkit import storybook
 from ldm_toolkit.cli.evaluate_options import own_options
 from ldm_toolkit.cli.measures import FEATURES, MEASURES, Option
 from ldm_toolkit.cli.model import ModelChoice, choose_model
@@ -28,8 +29,12 @@ from ldm_toolkit.recipe import GenerateOptions
 
 __all__ = ["EvalRequest", "check"]
 
-STORYBOOK = "storybook"
 _MOST_PROMPTS = 1_000_000
+_COLUMNS = ("image_column", "caption_column", "data_split")
+_INCEPTION = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,8 @@ class EvalRequest:
     """A command line of ``ldm-eval`` that was understood and found right.
 
     ``options`` are the fields of GenerateOptions that were given, the seed always. Pictures come
-    from ``images``, or are drawn: ``held_out`` captions of the storybook world, or ``rows``.
+    from ``images``, or are drawn: ``held_out`` captions of the storybook world, or ``rows``. ``columns``
+    are options of data sets as training has them.
     ``own`` holds the values of the measures' own options.
     """
 
@@ -48,10 +54,12 @@ class EvalRequest:
     held_out: int | None
     rows: Sequence[Row]
     reference: str | None
+    columns: Mapping[str, str]
     count: int | None
     size: int | None
     options: Mapping[str, Any]
     choice: ModelChoice
+    per_prompt: int
     batch_size: int
     threads: int | None
     folder: Path
@@ -83,6 +91,7 @@ def check(arguments: argparse.Namespace) -> EvalRequest:
     own = {one.name: _own_value(one, arguments, problems) for one in own_options(MEASURES)}
     threads = problems.number("--threads", arguments.threads, int, least=1, most=MOST_THREADS)
     batch_size = problems.number("--batch-size", arguments.batch_size, int, least=1, most=1024)
+    per_prompt = problems.number("--per-prompt", arguments.per_prompt, int, least=1, most=1000)
     count = problems.number("--count", arguments.count, int, least=1)
     size = problems.number("--size", arguments.size, int, least=8, most=8192)
     options = {"seed": 0, **given_options(arguments, problems)}
@@ -98,6 +107,7 @@ def check(arguments: argparse.Namespace) -> EvalRequest:
                 raise UserError(f"--prompts: a number is from 1 to {_MOST_PROMPTS}")
         elif arguments.prompts is not None:
             rows = _rows(arguments.prompts, options, known)
+    columns = {name: getattr(arguments, name) for name in _COLUMNS}
     problems.finish()
     if choice is None:
         raise UserError("the command line could not be read")
@@ -109,10 +119,12 @@ def check(arguments: argparse.Namespace) -> EvalRequest:
         held_out=held_out,
         rows=rows,
         reference=arguments.reference,
+        columns={name: value for name, value in columns.items() if value is not None},
         count=count,
         size=size,
         options=options,
         choice=choice,
+        per_prompt=per_prompt or 1,
         batch_size=batch_size or 1,
         threads=threads,
         folder=Path(folder),
@@ -146,20 +158,21 @@ def _check_needs(arguments: argparse.Namespace) -> None:
                 "that the model draws"
             )
     if "reference" in needs and arguments.reference is None:
-        users = [name for name in names if "reference" in MEASURES[name].needs]
         problems.append(
-            f"{' and '.join(users)} need --reference: a folder or a data set to compare with, or "
-            "storybook for renders of that world"
+            "--reference is missing: a folder or a data set to compare with, or storybook for "
+            "renders of that world"
         )
     if "drawn" in needs and arguments.prompts is None:
         problems.append(f"{names[0]} needs --prompts N or FILE")
     if "features" in needs:
         problems += _features_problems(arguments)
+    if "judge" in needs:
+        problems += _judge_problems()
     if "clip" in names and arguments.clip_model is None:
         problems.append(
             "clip needs --clip-model FOLDER, a CLIP model as transformers saves it, such as "
-            "https://huggingface.co/openai/clip-vit-base-patch16: hf download "
-            "openai/clip-vit-base-patch16 --local-dir clip"
+            "https://huggingface.co/openai/clip-vit-large-patch14: hf download "
+            "openai/clip-vit-large-patch14 --local-dir clip"
         )
     if problems:
         raise UserError("; ".join(problems))
@@ -168,17 +181,26 @@ def _check_needs(arguments: argparse.Namespace) -> None:
 def _features_problems(arguments: argparse.Namespace) -> list[str]:
     """A line about a network of features that cannot be had, or nothing."""
     named = arguments.features
-    if named == "inception" and arguments.inception_weights is None:
-        return [
-            "--features inception needs --inception-weights FILE: "
-            "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-            "weights-inception-2015-12-05-6726825d.pth (92 MB)"
-        ]
-    if named not in FEATURES and not os.path.isfile(named):
+    if named == "judge":
+        return _judge_problems()
+    if named == "inception":
+        lacking = arguments.inception_weights is None
+        return [f"--features inception needs --inception-weights FILE: {_INCEPTION}"] * lacking
+    if not os.path.isfile(named):
         return [
             f"--features: {named!r:.200} is neither {' nor '.join(FEATURES)} nor a judge's file"
         ]
     return []
+
+
+def _judge_problems() -> list[str]:
+    """A line about the bundled judge where it is not there, or nothing."""
+    if storybook.JUDGE_FILE.is_file():
+        return []
+    return [
+        f"the judge of this package, {storybook.JUDGE_FILE}, is not there: train one with "
+        "examples/train_judge.py and put it there (or name it with --features, for fid and kid)"
+    ]
 
 
 def _own_value(option: Option, arguments: argparse.Namespace, problems: Problems) -> Any:

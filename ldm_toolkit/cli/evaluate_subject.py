@@ -1,7 +1,9 @@
 """What the measures of an `EvalRequest` look at: pictures opened, or drawn as a job."""
 
 import functools
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from ldm_toolkit.errors import LdmToolkitError
 from ldm_toolkit.evaluation.adherence import Asked, held_out_prompts
 from ldm_toolkit.evaluation.pictures import Files, Pictures, open_pictures
 from ldm_toolkit.evaluation.subject import Follow, Share, Subject
+from ldm_toolkit.images import read_recipe
 from ldm_toolkit.jobs import finished_job, open_job, run_job
 from ldm_toolkit.promptfile import Row
 from ldm_toolkit.recipe import GenerateOptions
@@ -32,7 +35,11 @@ def subject_of(request: EvalRequest, stop: Stop) -> Subject:
     drawing: dict[str, Any] = {}
     if request.images is not None:
         pictures = open_pictures(
-            request.images, count=request.count, size=request.size, seed=request.seed
+            request.images,
+            count=request.count,
+            size=request.size,
+            seed=request.seed,
+            columns=request.columns,
         )
     else:
         rows, asked = asked_rows(request)
@@ -46,6 +53,7 @@ def subject_of(request: EvalRequest, stop: Stop) -> Subject:
             count=request.count if request.count is not None else _as_many(request, pictures),
             size=request.size,
             seed=request.seed + 1,  # other scenes than those of the pictures
+            columns=request.columns,
         )
     return Subject(
         pictures=pictures,
@@ -53,23 +61,39 @@ def subject_of(request: EvalRequest, stop: Stop) -> Subject:
         pipe=pipe,
         reference=reference,
         drawing=drawing,
+        per_prompt=request.per_prompt if request.images is None else 1,
         seed=request.seed,
+        device=request.choice.device,
         share=Share(rank, world),
         follow=follow_of(request, stop),
     )
 
 
 def asked_rows(request: EvalRequest) -> tuple[list[Row], list[Asked] | None]:
-    """The rows of --prompts, and what those of the storybook world ask for."""
+    """The rows of --prompts, and what those of the storybook world ask for.
+
+    With --per-prompt first one row of each prompt, then the second: the first ones are what they
+    are without.
+    """
+    asked: list[Asked] | None = None
     if request.held_out is None:
-        return list(request.rows), None
-    asked = held_out_prompts(request.held_out, request.seed)
-    rest = {name: value for name, value in request.options.items() if name != "seed"}
-    rows = [
-        Row(GenerateOptions(prompt=one.prompt, seed=request.seed + index, **rest))
-        for index, one in enumerate(asked)
-    ]
-    return rows, asked
+        rows = list(request.rows)
+    else:
+        asked = held_out_prompts(request.held_out, request.seed)
+        rest = {name: value for name, value in request.options.items() if name != "seed"}
+        rows = [
+            Row(GenerateOptions(prompt=one.prompt, seed=request.seed + index, **rest))
+            for index, one in enumerate(asked)
+        ]
+        asked = asked * request.per_prompt
+    shifts = [number * len(rows) for number in range(request.per_prompt)]
+    return [_shifted(row, shift) for shift in shifts for row in rows], asked
+
+
+def _shifted(row: Row, shift: int) -> Row:
+    """A row with another seed."""
+    seed = int(row.options.seed or 0) + shift
+    return replace(row, options=replace(row.options, seed=seed))
 
 
 def draw(
@@ -146,10 +170,6 @@ def _load(request: EvalRequest, choice: ModelChoice, world: int) -> "LatentPipel
 
 def _drawing(path: Path) -> dict[str, Any]:
     """What the recipe of a picture says of all of them: its own prompt and hashes are left out."""
-    import json
-
-    from ldm_toolkit.images import read_recipe
-
     told = json.loads(read_recipe(path).to_json())
     own = ("prompt", "seed", "pixels_sha256", "encoded_sha256")
     return {name: value for name, value in told.items() if name not in own}

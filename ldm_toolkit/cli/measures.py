@@ -46,9 +46,9 @@ class Option:
 class Measure:
     """A row of the table.
 
-    ``function`` is "module:name", imported when it runs. ``needs`` is made of "captions" (what the
-    pictures should show), "drawn" (pictures that the model draws for this), "reference", "model",
-    "features" (of a network that looks at pictures).
+    ``function`` is "module:name", imported when it runs. ``needs`` is made of "drawn" (pictures that the
+    model draws for this), "reference", "features" (of the network that --features names), "judge"
+    (the bundled one).
     """
 
     about: str
@@ -80,6 +80,14 @@ _JUDGING = Option(
     "--judge", "another judge's .safetensors file, whose score is told too", path="file",
     metavar="FILE",
 )  # fmt: skip
+_NEIGHBOURS = Option(
+    "--neighbours",
+    "training renders among which the nearest to a picture is looked for, against memorisation",
+    int,
+    default=1000,
+    least=0,
+    most=100_000,
+)
 
 MEASURES: dict[str, Measure] = {
     "fid": Measure(
@@ -97,8 +105,7 @@ MEASURES: dict[str, Measure] = {
     "clip": Measure(
         "CLIP score of pictures and their captions",
         "ldm_toolkit.evaluation.clip:clip_score",
-        frozenset({"captions"}),
-        (
+        options=(
             Option(
                 "--clip-model",
                 "folder of a CLIP model as transformers saves it",
@@ -110,13 +117,12 @@ MEASURES: dict[str, Measure] = {
     "recon": Measure(
         "what the model's VAE makes of pictures: PSNR, SSIM, LPIPS, Fréchet distance",
         "ldm_toolkit.evaluation.reconstruction:reconstruction",
-        frozenset({"model", "features"}),
-        _LOOKING,
+        options=_LOOKING,
     ),
     "adherence": Measure(
         "whether storybook pictures show what their prompts say, by the judge",
-        "ldm_toolkit.evaluation.storybook:measure",
-        frozenset({"captions"}),
-        (_JUDGING,),
+        "ldm_toolkit.evaluation.judged:judged",
+        frozenset({"judge"}),
+        (_JUDGING, _NEIGHBOURS),
     ),
 }

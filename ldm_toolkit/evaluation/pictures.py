@@ -1,7 +1,9 @@
 """Pictures that are measured: files of a folder or a data set, drawn ones, or rendered scenes."""
 
+import dataclasses
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -9,19 +11,21 @@ from PIL import Image
 
 from ldm_toolkit.errors import InputError, UserError, listed
 from ldm_toolkit.evaluation.adherence import Asked, held_out_prompts
-from ldm_toolkit.files import sha256_bytes
+from ldm_toolkit.files import PICTURE_SUFFIXES, sha256_bytes
 from ldm_toolkit.images import decode_image, read_recipe
-from ldm_toolkit.jobs import MANIFEST
+from ldm_toolkit.storybook.judge import asked as asked_by
 from ldm_toolkit.storybook.render import render
+from ldm_toolkit.storybook.scenes import Scene
 from ldm_toolkit.training.config import DataConfig
 from ldm_toolkit.training.data.entries import Entry, FileBytes
-from ldm_toolkit.training.data.folder import only_pictures, read_folder
+from ldm_toolkit.training.data.folder import METADATA, read_folder
 from ldm_toolkit.training.data.geometry import fit
 from ldm_toolkit.training.data.places import list_data
 
 __all__ = ["Files", "Pictures", "Renders", "open_pictures"]
 
 STORYBOOK = "storybook"
+RENDERED = "metadata.jsonl"
 RENDERS = 500
 """How many scenes are rendered where nothing says a number."""
 
@@ -118,26 +122,63 @@ class Renders:
 
 
 def open_pictures(
-    place: str, *, count: int | None = None, size: int | None = None, seed: int = 0
+    place: str,
+    *,
+    count: int | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    columns: Mapping[str, str] | None = None,
 ) -> Pictures:
     """What ``--images`` or ``--reference`` names; the first ``count`` of it.
 
-    ``seed`` is that of rendered scenes. Captions are taken where there are some. Raises InputError.
+    ``seed`` is that of rendered scenes, ``columns`` are image_column, caption_column and data_split
+    of `training.config.DataConfig`. Captions are taken where there are some. Raises InputError.
     """
     if place == STORYBOOK:
         asked = held_out_prompts(count if count is not None else RENDERS, seed)
         return Renders(asked, size if size is not None else 512)
     folder = Path(place)
-    if only_pictures(folder) or (folder / MANIFEST).is_file():
+    if folder.is_dir() and not _has_captions(folder):
         listing = read_folder(folder, caption="")
     else:
-        listing = list_data(DataConfig(data=place))
+        try:
+            listing = list_data(DataConfig(data=place, **(columns or {})), needed=False)
+        except InputError as error:
+            raise InputError(str(error).removeprefix("--data ")) from error
     if listing.problems:
         told = listed(map(str, listing.problems))
         raise InputError(f"{len(listing.problems)} problems in {place}: {told}; {listing.advice}")
     if not listing.entries:
         raise InputError(f"{place} holds no pictures; {listing.advice}")
-    return Files(place, listing.entries[:count], size)
+    entries = listing.entries[:count]
+    return Files(place, entries, size, _rendered(folder / RENDERED, entries))
+
+
+def _has_captions(folder: Path) -> bool:
+    """Whether a folder is more than pictures with nothing beside them."""
+    files = list(folder.iterdir())
+    names = {path.name for path in files}
+    pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+    return (
+        not pictures
+        or bool(names & METADATA.keys())
+        or any(path.with_suffix(".txt").name in names for path in pictures)
+    )
+
+
+def _rendered(metadata: Path, entries: Sequence[Entry]) -> list[Asked] | None:
+    """What pictures show of which `python -m ldm_toolkit.storybook render` wrote the metadata."""
+    try:
+        rows = [json.loads(line) for line in metadata.read_text("utf-8").splitlines()]
+        fields = [field.name for field in dataclasses.fields(Scene)]
+        found = {}
+        for row in rows:
+            scene = Scene(**{name: row[name] for name in fields})
+            wanted = asked_by(scene, frozenset(row["mentions"]))
+            found[row["file_name"]] = Asked(row["text"], wanted, scene)
+        return [found[entry.name] for entry in entries]
+    except (OSError, ValueError, LookupError, TypeError):  # other data
+        return None
 
 
 def _digest(*parts: object) -> str:

@@ -34,14 +34,27 @@ class Report:
 
 
 def table(reports: Mapping[str, Report]) -> str:
-    """Scores as text: a line each with value, 95 % interval and number of samples."""
+    """Scores as text: a line each with value, 95 % interval and number of samples.
+
+    Below them a line a measure with what makes its scores comparable.
+    """
     rows = [("measure", "value", "95 % interval", "samples")]
     for measure, report in reports.items():
         for name, one in report.scores.items():
-            title = name if name.startswith(measure) else f"{measure} {name}"
+            title = name if name.startswith(measure) else f"{measure}: {name}"
             rows.append((title, _number(one.value), _bounds(one), str(one.count)))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(_line(row, widths) for row in rows)
+    lines = [_line(row, widths) for row in rows]
+    for measure, report in reports.items():
+        told = (f"{name.replace('_', ' ')} {_short(one)}" for name, one in report.settings.items())
+        lines.append(f"{measure} with {', '.join(told)}")
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    """A setting; of a hash as much as tells it from others."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text[:12] if len(text) == 64 else text
 
 
 def _line(cells: Iterable[str], widths: list[int]) -> str:

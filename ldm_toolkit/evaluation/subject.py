@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ldm_toolkit.errors import CannotWrite, UserError
+from ldm_toolkit.evaluation.extractors import Extractor
 from ldm_toolkit.evaluation.pictures import Pictures
 from ldm_toolkit.files import write_atomic
 
@@ -58,8 +59,10 @@ class Share:
 class Subject:
     """What a measure of pictures gets.
 
-    ``pipe`` loads the model when it is first called; ``drawing`` says how the model drew the
-    pictures, as plain data, empty where they were there. Files go into ``folder``.
+    ``pipe`` loads the model when it is first called; ``device`` is where other networks compute.
+    ``drawing`` says how the model drew the pictures, as plain data, empty where they were there;
+    ``per_prompt`` of them are of each prompt, first one of all prompts, then the second. Files go
+    into ``folder``.
     """
 
     pictures: Pictures
@@ -67,15 +70,35 @@ class Subject:
     pipe: Callable[[], "LatentPipeline"]
     reference: Pictures | None = None
     drawing: Mapping[str, Any] = field(default_factory=dict)
+    per_prompt: int = 1
     seed: int = 0
+    device: str = "auto"
     share: Share = Share()
     follow: Follow = _silent
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was looked at, as plain data for the scores."""
+        told: dict[str, Any] = {
+            "pictures": {"place": self.pictures.place, "count": len(self.pictures)},
+            "seed": self.seed,
+        }
+        if self.drawing:
+            told["pictures"] |= {"per_prompt": self.per_prompt, "drawing": dict(self.drawing)}
+        return told
 
     def compared(self) -> Pictures:
         """The reference. Raises UserError where there is none."""
         if self.reference is None:
             raise UserError("there is no --reference to compare with")
         return self.reference
+
+    def features(self, pictures: Pictures, extractor: Extractor, label: str) -> np.ndarray:
+        """(N, F): what a network knows of each picture; see `rows`."""
+
+        def compute(block: Sequence[int]) -> np.ndarray:
+            return extractor.compute([pictures.image(index) for index in block])
+
+        return self.rows(pictures, extractor.key, compute, label)
 
     def rows(
         self,
