@@ -42,9 +42,9 @@ class EvalRequest:
     """A command line of ``ldm-eval`` that was understood and found right.
 
     ``options`` are the fields of GenerateOptions that were given, the seed always. Pictures come
-    from ``images``, or are drawn: ``held_out`` captions of the storybook world, or ``rows``. ``columns``
-    are options of data sets as training has them.
-    ``own`` holds the values of the measures' own options.
+    from ``images``, or are drawn: ``held_out`` captions of the storybook world, or ``rows``.
+    ``columns`` are options of data sets as training has them, ``own`` the values of the measures'
+    own options.
     """
 
     measures: tuple[str, ...]
