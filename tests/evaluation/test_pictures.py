@@ -1,4 +1,4 @@
-"""What --images and --reference name: folders, tables, shards, pictures of ours, rendered scenes."""
+"""What --images and --reference name: folders, tables, shards, our pictures, rendered scenes."""
 
 import json
 import tarfile
