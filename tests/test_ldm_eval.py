@@ -94,7 +94,10 @@ BAD = {
     "several": ("fid --prompts 0 --count 0 --per-prompt x", "--per-prompt.*--count.*--reference"),
     "prompts": ("recon --prompts none.txt", "none.txt is no file"),
     "empty": ("recon --images=", "--images is empty"),
-    "place": ("recon --images nowhere", "nowhere is not a folder"),
+    "place": (
+        "fid --images nowhere --reference 9 --features {judge}",
+        "--images nowhere is not a folder.*--reference 9 is not a folder",
+    ),
     "output": ("recon --images x -o pyproject.toml/x", "is not a folder"),
 }
 
