@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from ldm_toolkit.evaluation.intervals import Interval, share
 from ldm_toolkit.models.identity import bundled_models
-from ldm_toolkit.storybook import scenes
-from ldm_toolkit.storybook.judge import ATTRIBUTES, BUNDLED, SIDE, Judge, Verdict, labels
+from ldm_toolkit.storybook import JUDGE_FILE, scenes
+from ldm_toolkit.storybook.judge import ATTRIBUTES, SIDE, Judge, Verdict, labels
 from ldm_toolkit.storybook.render import render
 from ldm_toolkit.storybook.spoiled import SPOILED, spoil
 from ldm_toolkit.training.folders import load_network
@@ -67,7 +67,7 @@ def pictures_of(vae: AutoencoderKL, drawn: list[scenes.Scene], half: bool) -> li
 def main() -> None:
     """Print the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--judge", type=Path, default=BUNDLED, help="file; default: the package's")
+    parser.add_argument("--judge", type=Path, default=JUDGE_FILE, help="a file; the package's")
     parser.add_argument("--model", default="storybook", help="whose autoencoder decodes")
     parser.add_argument("--renders", type=int, default=3000)
     parser.add_argument("--decoded", type=int, default=500)
