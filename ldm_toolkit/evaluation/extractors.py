@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ldm_toolkit import storybook
-from ldm_toolkit.errors import ModelError, UserError, first_line
+from ldm_toolkit.errors import ModelError, UserError, first_line, install_hint
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.hardware import choose_device
 from ldm_toolkit.models.pickles import load_pickle
@@ -92,8 +92,8 @@ def _inception_network(weights: Path) -> torch.nn.Module:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as error:  # torchvision for another torch: RuntimeError
         raise UserError(
-            f"--features inception needs torch-fidelity ({first_line(error)}): pip install "
-            "'ldm-toolkit[eval]'"
+            f"--features inception needs torch-fidelity ({first_line(error)}): "
+            f"{install_hint('eval')}"
         ) from error
     tensors = load_pickle(weights)
     with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import UserError, install_hint
 
 __all__ = [
     "diversity",
@@ -27,9 +27,7 @@ def torchmetrics_version() -> str:
     try:
         return importlib.metadata.version("torchmetrics")
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(
-            "the distances need torchmetrics: pip install 'ldm-toolkit[eval]'"
-        ) from error
+        raise UserError(f"the distances need torchmetrics: {install_hint('eval')}") from error
 
 
 class _Identity(nn.Module):

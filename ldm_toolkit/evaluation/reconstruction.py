@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ldm_toolkit import latents
-from ldm_toolkit.errors import ModelError, UserError
+from ldm_toolkit.errors import ModelError, UserError, install_hint
 from ldm_toolkit.evaluation.distances import FEWEST, frechet
 from ldm_toolkit.evaluation.extractors import Extractor, open_extractor
 from ldm_toolkit.evaluation.intervals import mean
@@ -74,7 +74,7 @@ def _without_lpips() -> str:
     try:
         file, address = lpips_weights()
     except (ImportError, RuntimeError):  # torchvision for another torch: RuntimeError
-        return "no LPIPS: it needs torchmetrics and torchvision, pip install 'ldm-toolkit[lpips]'"
+        return f"no LPIPS: it needs torchmetrics and torchvision, {install_hint('lpips')}"
     return f"no LPIPS: put {address} at {file}"
 
 
