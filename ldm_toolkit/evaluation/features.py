@@ -35,15 +35,17 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     return float(metric.compute())
 
 
-def kernel_distance(first: Tensor, second: Tensor, seed: int = 0) -> tuple[float, float]:
+def kernel_distance(
+    first: Tensor, second: Tensor, seed: int = 0, size: int | None = None
+) -> tuple[float, float]:
     """Squared maximum mean discrepancy with the cubic kernel, and its deviation over 100 subsets.
 
     Bińkowski et al. 2018, unbiased in the number of samples, computed by torchmetrics on subsets
-    of at most 1,000.
+    of ``size``, which is the whole or 1,000 unless it is given.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    size = min(1000, len(first), len(second))
+    size = min(1000, len(first), len(second)) if size is None else size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # torchmetrics draws the subsets from torch's own generator
         metric = KernelInceptionDistance(_Identity(first.shape[1]), subset_size=size)

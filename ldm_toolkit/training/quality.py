@@ -23,7 +23,7 @@ from ldm_toolkit.training.cache import module_hash
 from ldm_toolkit.training.data import Source
 from ldm_toolkit.training.perceptual import Lpips, cached_lpips
 
-__all__ = ["Quality"]
+__all__ = ["Quality", "measures_of"]
 
 logger = logging.getLogger(__name__)
 _ROWS = {"psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 4), "lpips": ("LPIPS (VGG)", 4)}
@@ -46,7 +46,7 @@ class Quality:
         lpips: Lpips | None = None,
     ) -> None:
         self._pictures, self._file, self._accelerator = pictures, file, accelerator
-        self._measures = _measures(lpips, accelerator.device)
+        self._measures = measures_of(lpips, accelerator.device)
         self._found: dict[str, Any] = {
             "pictures": "held out" if held_out else "training",
             "count": len(pictures),
@@ -116,7 +116,7 @@ def _table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _measures(lpips: Lpips | None, device: torch.device) -> dict[str, Measure]:
+def measures_of(lpips: Lpips | None, device: torch.device) -> dict[str, Measure]:
     """What can be measured here, by name; pictures are in [-1, 1]."""
     found: dict[str, Measure] = {"psnr": _psnr}
     try:

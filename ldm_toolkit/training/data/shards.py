@@ -91,12 +91,16 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def read_shards(
-    place: str, shards: Sequence[Path], *, caption_column: str | None = None
+    place: str,
+    shards: Sequence[Path],
+    *,
+    caption_column: str | None = None,
+    needed: bool = True,
 ) -> Listing:
     """The samples of shards, in the order in which they lie there; only headers and texts are read.
 
     A caption is the sample's .txt, else the text, caption or prompt of its .json; with
-    ``caption_column`` that of the .json. Raises InputError where a shard is missing.
+    ``caption_column`` that of the .json; unless ``needed`` there may be none. Raises InputError where a shard is missing.
     """
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing or not shards:
@@ -111,7 +115,7 @@ def read_shards(
                 if sample.key in seen:
                     sample.problems.append("is in the shard already, further up")
                 seen.add(sample.key)
-                _take(name, shard, file, sample, keys, listing)
+                _take(name, shard, file, sample, keys, listing, needed=needed)
     return listing
 
 
@@ -179,6 +183,8 @@ def _take(
     sample: _Sample,
     keys: tuple[str, ...],
     listing: Listing,
+    *,
+    needed: bool,
 ) -> None:
     """An entry of the listing out of a sample, or a problem."""
     pictures = [ending for ending in sample.members if f".{ending}" in PICTURE_SUFFIXES]
@@ -190,6 +196,8 @@ def _take(
     captions: tuple[str, ...] | None = None
     try:
         captions = _captions(file, sample, keys)
+        if captions is None and not needed:
+            captions = ()
         if captions is None and not problems:
             problems.append(NO_CAPTION)
     except (OSError, ValueError, RecursionError) as error:

@@ -33,10 +33,11 @@ _ADVICE = "name the column of the captions with --caption-column"
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns where a person gave them."""
+    """Names of columns where a person gave them; whether every picture must have a caption."""
 
     image: str | None = None
     caption: str | None = None
+    needed: bool = True
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,17 @@ def _listing(place: str, table: Any, columns: Columns, roots: tuple[Path, ...]) 
     names = list(table.column_names)
     pictures = [n for n in names if type(table.features[n]).__name__ == "Image"]
     image = _column("--image-column", columns.image, (*_IMAGE_KEYS, *pictures), names, place)
-    caption = _column("--caption-column", columns.caption, CAPTION_KEYS, names, place)
+    caption = None
+    if columns.needed or columns.caption is not None or set(CAPTION_KEYS) & set(names):
+        caption = _column("--caption-column", columns.caption, CAPTION_KEYS, names, place)
     with _explained(place):
-        table = table.with_format(None).select_columns([image, caption])
+        table = table.with_format(None)
+        table = table.select_columns([image] if caption is None else [image, caption])
         if image in pictures:  # the library would open the picture, under rules of its own
             table = table.cast_column(image, datasets.Image(decode=False))
-        captions = table.select_columns([caption])[:][caption]
+        captions = [""] * len(table)
+        if caption is not None:
+            captions = table.select_columns([caption])[:][caption]
     listing = Listing(place, _ADVICE)
     cells = table.select_columns([image])
     for row, value in enumerate(captions):
@@ -154,11 +160,11 @@ def _listing(place: str, table: Any, columns: Columns, roots: tuple[Path, ...]) 
                 f"--data {place}: column {caption} holds {type(value).__name__}, not text; pass "
                 f"--caption-column with one of {', '.join(names)}"
             )
-        found, name = texts(value), f"row {row}"
-        if found is None:
+        found, name = texts(value) if caption is not None else (), f"row {row}"
+        if found is None and columns.needed:
             listing.refuse(name, NO_CAPTION)
         else:
-            listing.entries.append(Entry(name, found, _Cell(cells, row, name, roots)))
+            listing.entries.append(Entry(name, found or (), _Cell(cells, row, name, roots)))
     return listing
 
 
