@@ -14,7 +14,7 @@ its 256 levels are that normal's bins (Ho et al. 2020, eq. 13). The diffusion's 
 variance ``fixed_large`` and the first one that of its noise; other choices are other models.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -36,7 +36,7 @@ __all__ = [
     "Likelihood",
     "LikelihoodOptions",
     "chosen_steps",
-    "fitted_sigma",
+    "squared_error",
     "summary",
 ]
 
@@ -117,13 +117,13 @@ class Likelihood:
         self._nothing = pipe.encode_prompt("")
 
     @torch.no_grad()
-    def measure(self, index: int, image: Image.Image, caption: str | None = None) -> Bits:
-        """The bounds of picture number ``index``, which fixes its noise.
+    def measure(self, number: int, image: Image.Image, caption: str | None = None) -> Bits:
+        """The bounds of a picture, whose ``number`` and the seed fix its noise.
 
         Its sides are multiples of the VAE's factor. Raises NumericalError.
         """
         options = self._options
-        rng = generator(options.seed, "likelihood", index)
+        rng = generator(options.seed, "likelihood", number)
         pixels = pil_to_pixels(image)[None]
         mean, log_variance = _posterior(pixels, self._pipe.components)
         draws = [_draw(mean, log_variance, rng) for _ in range(options.samples)]
@@ -131,7 +131,7 @@ class Likelihood:
         texts = [self._nothing]
         if caption is not None:
             texts.append(self._pipe.encode_prompt(caption))
-        phase = uniform(options.seed, "likelihood", index)
+        phase = uniform(options.seed, "likelihood", number)
         latent = self._latent_bounds(draws[0], texts, phase, rng)
         # In latents of unit variance, as the cross entropy below it.
         entropy = _normal_entropy(log_variance)
@@ -147,9 +147,7 @@ class Likelihood:
             "vae_importance": _bits(-weighted, of_pixels),
         }
         if not torch.isfinite(torch.cat([latent, pixel, elbo[None], weighted[None]])).all():
-            raise NumericalError(
-                f"the likelihood of picture {index} holds NaN or infinity; try dtype float32"
-            )
+            raise NumericalError("a likelihood is NaN or infinite; try --dtype float32")
         return Bits(**values)  # type: ignore[arg-type]
 
     def _latent_bounds(
@@ -247,19 +245,16 @@ def chosen_steps(alphas_cumprod: Tensor, count: int | None, phase: float) -> tup
 
 
 @torch.no_grad()
-def fitted_sigma(images: Iterable[Image.Image], components: Components, seed: int = 0) -> float:
-    """The decoder's standard deviation under which pictures are likeliest: their error's root mean
-    square, over one draw of the posterior each (Rybkin et al. 2021).
+def squared_error(number: int, image: Image.Image, components: Components, seed: int = 0) -> float:
+    """Mean squared error of a picture in [-1, 1], decoded from one draw of its posterior.
 
-    At least half a level. One number, but fitted on what it is then used for: say so.
+    The root of its mean over pictures is the ``sigma`` under which they are likeliest (Rybkin et
+    al. 2021): one number, but fitted on what it is then used for.
     """
-    errors = []
-    for index, image in enumerate(images):
-        rng = generator(seed, "sigma", index)
-        pixels = pil_to_pixels(image)[None]
-        made = decode_latents(_draw(*_posterior(pixels, components), rng).float(), components)
-        errors.append(float((made.cpu() - pixels).double().square().mean()))
-    return max(1 / 255, (sum(errors) / len(errors)) ** 0.5)
+    pixels = pil_to_pixels(image)[None]
+    drawn = _draw(*_posterior(pixels, components), generator(seed, "sigma", number))
+    made = decode_latents(drawn.float(), components).cpu()
+    return float((made - pixels).double().square().mean())
 
 
 def summary(rows: Sequence[Bits]) -> dict[str, intervals.Interval]:
