@@ -47,6 +47,9 @@ def _main(arguments: list[str], stop: Stop, debug: bool) -> int:
 
 def _measured(request: EvalRequest, stop: Stop) -> tuple[dict[str, Report], dict[str, Any]]:
     """What each measure finds, by name, and what it looked at, as plain data."""
+    from ldm_toolkit.hardware import take_own_gpu
+
+    take_own_gpu()
     first = request.measures[0]
     if MEASURES[first].alone:
         return {first: _function(first)(request, stop)}, {}

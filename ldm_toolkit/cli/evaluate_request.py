@@ -26,6 +26,7 @@ from ldm_toolkit.errors import InputError, UserError
 from ldm_toolkit.models.hub import on_hub
 from ldm_toolkit.promptfile import Row, read_rows
 from ldm_toolkit.recipe import GenerateOptions
+from ldm_toolkit.training.inputs import data_problems
 
 __all__ = ["EvalRequest", "check"]
 
@@ -42,9 +43,9 @@ class EvalRequest:
     """A command line of ``ldm-eval`` that was understood and found right.
 
     ``options`` are the fields of GenerateOptions that were given, the seed always. Pictures come
-    from ``images``, or are drawn: ``held_out`` captions of the storybook world, or ``rows``. ``columns``
-    are options of data sets as training has them.
-    ``own`` holds the values of the measures' own options.
+    from ``images``, or are drawn: ``held_out`` captions of the storybook world, or ``rows``.
+    ``columns`` are options of data sets as training has them, ``own`` the values of the measures'
+    own options.
     """
 
     measures: tuple[str, ...]
@@ -163,6 +164,9 @@ def _check_needs(arguments: argparse.Namespace) -> None:
             "--reference is missing: a folder or a data set to compare with, or storybook for "
             "renders of that world"
         )
+    for name in ("images", "reference"):
+        place = getattr(arguments, name)
+        problems += data_problems(f"--{name}", place) if place is not None else []
     if "drawn" in needs and arguments.prompts is None:
         problems.append(f"{names[0]} needs --prompts N or FILE")
     if "features" in needs:

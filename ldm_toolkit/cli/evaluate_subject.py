@@ -16,6 +16,7 @@ from ldm_toolkit.errors import LdmToolkitError
 from ldm_toolkit.evaluation.adherence import Asked, held_out_prompts
 from ldm_toolkit.evaluation.pictures import Files, Pictures, open_pictures
 from ldm_toolkit.evaluation.subject import Follow, Share, Subject
+from ldm_toolkit.hardware import threads_per_process
 from ldm_toolkit.images import read_recipe
 from ldm_toolkit.jobs import finished_job, open_job, run_job
 from ldm_toolkit.promptfile import Row
@@ -183,8 +184,6 @@ def _as_many(request: EvalRequest, pictures: Pictures) -> int | None:
 
 
 def _load(request: EvalRequest, choice: ModelChoice, world: int) -> "LatentPipeline":
-    from ldm_toolkit.hardware import threads_per_process
-
     if not request.quiet:
         note(f"loading {choice.model}")
     threads = request.threads

@@ -46,9 +46,9 @@ class Option:
 class Measure:
     """A row of the table.
 
-    ``function`` is "module:name", imported when it runs. ``needs`` is made of "drawn" (pictures that the
-    model draws for this), "reference", "features" (of the network that --features names), "judge"
-    (the bundled one).
+    ``function`` is "module:name", imported when it runs. ``needs`` is made of "drawn" (pictures
+    that the model draws for this), "reference", "features" (of the network that --features names)
+    and "judge" (the bundled one).
     """
 
     about: str

@@ -1,6 +1,5 @@
 """``ldm-eval fid`` and ``kid``: how far pictures are from others, in the features of a network."""
 
-import importlib.metadata
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 
 from ldm_toolkit.errors import InputError
 from ldm_toolkit.evaluation.extractors import Extractor, open_extractor
-from ldm_toolkit.evaluation.features import frechet_distance, kernel_distance
+from ldm_toolkit.evaluation.features import frechet_distance, kernel_distance, torchmetrics_version
 from ldm_toolkit.evaluation.intervals import Interval, around, jackknife
 from ldm_toolkit.evaluation.report import Report
 from ldm_toolkit.evaluation.subject import Subject
@@ -75,7 +74,7 @@ def _kept(rows: np.ndarray, group: int | None) -> np.ndarray:
 
 def _both(subject: Subject, extractor: Extractor) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Features of pictures and reference, and what makes their distance comparable."""
-    reference = subject.compared()
+    version, reference = torchmetrics_version(), subject.compared()
     first = subject.features(subject.pictures, extractor, "looking at the pictures")
     second = subject.features(reference, extractor, "looking at the reference")
     if min(len(first), len(second)) < 4:
@@ -87,7 +86,7 @@ def _both(subject: Subject, extractor: Extractor) -> tuple[np.ndarray, np.ndarra
         "pictures": len(first),
         "reference": reference.place,
         "reference_pictures": len(second),
-        "torchmetrics": importlib.metadata.version("torchmetrics"),
+        "torchmetrics": version,
     }
     return first, second, settings
 

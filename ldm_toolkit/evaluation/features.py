@@ -1,12 +1,31 @@
 """Distances between two sets of pictures in the features of a network."""
 
+import importlib.metadata
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["diversity", "frechet_distance", "kernel_distance", "nearest"]
+from ldm_toolkit.errors import UserError
+
+__all__ = [
+    "diversity",
+    "frechet_distance",
+    "kernel_distance",
+    "nearest",
+    "torchmetrics_version",
+]
+
+
+def torchmetrics_version() -> str:
+    """The version of the package that computes the distances. Raises UserError without it."""
+    try:
+        return importlib.metadata.version("torchmetrics")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(
+            "the distances need torchmetrics: pip install 'ldm-toolkit[eval]'"
+        ) from error
 
 
 class _Identity(nn.Module):

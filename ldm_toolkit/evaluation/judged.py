@@ -17,7 +17,7 @@ from ldm_toolkit.errors import InputError
 from ldm_toolkit.evaluation.adherence import Adherence, Asked, adherence, held_out_prompts, worst
 from ldm_toolkit.evaluation.distances import FEWEST, frechet
 from ldm_toolkit.evaluation.extractors import Extractor, judge_extractor
-from ldm_toolkit.evaluation.features import diversity, nearest
+from ldm_toolkit.evaluation.features import diversity, nearest, torchmetrics_version
 from ldm_toolkit.evaluation.intervals import Interval, mean
 from ldm_toolkit.evaluation.pictures import Pictures, Renders
 from ldm_toolkit.evaluation.report import Report
@@ -43,7 +43,7 @@ def judged(subject: Subject, *, judge: Path | None, neighbours: int) -> Report:
     training are looked at, 0 for none. Raises InputError for pictures of which nobody knows what
     they should show, ModelError for a judge that is missing.
     """
-    file = storybook.JUDGE_FILE
+    version, file = torchmetrics_version(), storybook.JUDGE_FILE
     extractor = judge_extractor(file)
     asked = _asked(subject.pictures)
     first = len(asked) // subject.per_prompt
@@ -70,6 +70,7 @@ def judged(subject: Subject, *, judge: Path | None, neighbours: int) -> Report:
         scores |= world.nearest(neighbours)
         files += (world.sheet,)
     settings = extractor.settings | {"split": scenes.SPLIT_VERSION, "pictures": first}
+    settings["torchmetrics"] = version
     if judge is not None:
         settings["second_judge_sha256"] = second.sha256
     return Report(scores, settings, tuple(notes), files)

@@ -47,7 +47,8 @@ def table(reports: Mapping[str, Report]) -> str:
     lines = [_line(row, widths) for row in rows]
     for measure, report in reports.items():
         told = (f"{name.replace('_', ' ')} {_short(one)}" for name, one in report.settings.items())
-        lines.append(f"{measure} with {', '.join(told)}")
+        if report.settings:
+            lines.append(f"{measure} with {', '.join(told)}")
     return "\n".join(lines)
 
 

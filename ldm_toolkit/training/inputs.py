@@ -20,7 +20,7 @@ from ldm_toolkit.training.config import (
     VAEConfig,
 )
 
-__all__ = ["EXPECTED_DATA", "check_inputs", "model_folder", "network_config"]
+__all__ = ["EXPECTED_DATA", "check_inputs", "data_problems", "model_folder", "network_config"]
 
 EXPECTED_DATA = (
     "expected pictures with captions: a folder, shards (.tar), tables (.parquet, .arrow) or "
@@ -35,9 +35,9 @@ def check_inputs(config: LoopConfig) -> None:
     """
     problems = []
     if isinstance(config, UNetConfig | VAEConfig):
-        problems += _data_problems("--data", config.data)
+        problems += data_problems("--data", config.data)
         if config.validation_data is not None:
-            problems += _data_problems("--validation-data", config.validation_data)
+            problems += data_problems("--validation-data", config.validation_data)
     problems += _model_problems(config)
     if not getattr(config, "check_data", False):
         problems += _output_problems(Path(config.output))
@@ -116,7 +116,7 @@ def _model_problems(config: LoopConfig) -> list[str]:
     return problems
 
 
-def _data_problems(option: str, place: str) -> list[str]:
+def data_problems(option: str, place: str) -> list[str]:
     """A line about data that cannot be there, or nothing."""
     if not place.strip():
         return [f"{option} is empty; {EXPECTED_DATA}"]

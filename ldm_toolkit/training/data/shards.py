@@ -100,7 +100,8 @@ def read_shards(
     """The samples of shards, in the order in which they lie there; only headers and texts are read.
 
     A caption is the sample's .txt, else the text, caption or prompt of its .json; with
-    ``caption_column`` that of the .json; unless ``needed`` there may be none. Raises InputError where a shard is missing.
+    ``caption_column`` that of the .json; unless ``needed`` there may be none. Raises InputError
+    where a shard is missing.
     """
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing or not shards:
