@@ -112,6 +112,13 @@ _BOUNDS = (
         float,
     ),
 )
+_TURNS = (
+    Option("--against", "also measure this, in turns: diffusers, its default pipeline on the same "
+           "weights", metavar="diffusers"),
+    Option("--batches", "how many pictures at once, one after the other", default="1,2,4",
+           metavar="N,N"),
+    Option("--rounds", "turns of each", int, default=3, least=1, most=1000),
+)  # fmt: skip
 
 MEASURES: dict[str, Measure] = {
     "fid": Measure(
@@ -156,5 +163,11 @@ MEASURES: dict[str, Measure] = {
         (_JUDGING, _CLIP),
         alone=True,
         operands=("A", "B"),
+    ),
+    "speed": Measure(
+        "seconds of each stage of a picture on this machine, pictures a minute, memory",
+        "ldm_toolkit.cli.speed:measured",
+        options=_TURNS,
+        alone=True,
     ),
 }
