@@ -27,7 +27,10 @@ document.getElementById("switch").addEventListener("change", function (event) {
   document.body.classList.toggle("switched", event.target.checked);
 });
 document.querySelectorAll(".pair").forEach(function (pair) {
-  pair.addEventListener("click", function () { pair.classList.toggle("other"); });
+  pair.addEventListener("click", function () {
+    pair.classList.toggle("other", document.body.classList.contains("switched") &&
+      !pair.classList.contains("other"));
+  });
 });
 """
 

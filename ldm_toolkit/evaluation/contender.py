@@ -78,7 +78,7 @@ class Diffusers:
         # transformers 5 alone would keep the file's float16 for the text encoder.
         dtype = DTYPES[asked.loading.get("dtype", "float32")]
         pipe = StableDiffusionPipeline.from_pretrained(
-            asked.model, safety_checker=None, torch_dtype=dtype, local_files_only=True
+            asked.model, safety_checker=None, dtype=dtype, local_files_only=True
         )
         pipe = pipe.to(self.device)
         drawing = dict(asked.drawing)

@@ -196,6 +196,8 @@ def _scores(figures: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Inter
         scores |= {f"{name}: {title}": _median(row) for title, row in figures[name].items()}
         for title, row in figures[name].items():
             own = figures[first][title]
+            if min(own) == 0:  # nobody counts memory here
+                continue
             scores[f"{name} / {first}: {title.removesuffix(', s')}"] = bootstrap(
                 len(row),
                 lambda chosen, row=row, own=own: (  # type: ignore[misc]

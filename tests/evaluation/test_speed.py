@@ -18,7 +18,7 @@ from ldm_toolkit.evaluation.speed import Contender, Turns, Worker, command_of, r
 TALKER = """
 import json, sys
 name, slow, log = sys.argv[1], float(sys.argv[2]), sys.argv[3]
-print(json.dumps({"load": 0.0, "about": {"dtype": name}}), flush=True)
+print(json.dumps({"load": 0.01, "about": {"dtype": name}}), flush=True)
 for line in sys.stdin:
     order = json.loads(line)
     with open(log, "a") as file:
