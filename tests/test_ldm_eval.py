@@ -7,12 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from command import Outcome
 from PIL import Image
 from scipy.linalg import sqrtm
 
@@ -26,11 +25,14 @@ from ldm_toolkit.evaluation.subject import Subject
 from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.storybook.judge import Judge, JudgeNet
 
+if TYPE_CHECKING:
+    from command import Outcome
+
 pytest_plugins = ["command"]
 
 REPO = Path(__file__).resolve().parent.parent
 DRAWN = ("--prompts", 3, "--steps", 1, "--model")
-Command = Callable[..., Outcome]
+Command = Callable[..., "Outcome"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def pictures(folder: Path, count: int, seed: int, side: int = 16) -> Path:
     return folder
 
 
-def scores(outcome: Outcome) -> dict[str, Any]:
+def scores(outcome: "Outcome") -> dict[str, Any]:
     """The JSON that --json prints."""
     assert outcome.code == 0, outcome.err
     found: dict[str, Any] = json.loads(outcome.out)
@@ -98,7 +100,7 @@ BAD = {
         "fid --images nowhere --reference 9 --features {judge}",
         "--images nowhere is not a folder.*--reference 9 is not a folder",
     ),
-    "output": ("recon --images x -o pyproject.toml/x", "is not a folder"),
+    "output": ("recon --images storybook -o pyproject.toml/x", "is not a folder"),
 }
 
 

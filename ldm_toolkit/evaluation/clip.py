@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm_toolkit.errors import LIBRARY_ERRORS, InputError, ModelError, first_line
+from ldm_toolkit.errors import LIBRARY_ERRORS, InputError, ModelError, first_line, listed
 from ldm_toolkit.evaluation.intervals import mean
 from ldm_toolkit.evaluation.report import Report
 from ldm_toolkit.evaluation.subject import Subject
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.hardware import choose_device
+from ldm_toolkit.models.headers import check_safetensors
 
 __all__ = ["clip_score", "clip_scores"]
 
@@ -76,16 +77,22 @@ def _load(folder: Path) -> tuple[Any, Any, Any]:
             "transformers saves it, with its processor: hf download openai/clip-vit-large-patch14 "
             "--local-dir clip"
         )
+    check_safetensors(folder / _WEIGHTS)
     from transformers import CLIPModel, CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     try:
         local = {"local_files_only": True}
-        model = CLIPModel.from_pretrained(folder, use_safetensors=True, **local)
+        model, told = CLIPModel.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **local
+        )
         processor = CLIPImageProcessorPil.from_pretrained(folder, **local)
         tokenizer = CLIPTokenizer.from_pretrained(folder, **local)
     except LIBRARY_ERRORS as error:
         raise ModelError(f"--clip-model {folder} cannot be used: {first_line(error)}") from error
+    if told["missing_keys"]:  # which would be random numbers
+        missing = listed(sorted(told["missing_keys"]))
+        raise ModelError(f"{folder / _WEIGHTS} lacks weights of a CLIP model: {missing}")
     return model.eval(), processor, tokenizer
 
 

@@ -1,5 +1,6 @@
 """Networks whose features stand for pictures: the judge of storybook pictures, or Inception."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ import torch
 from PIL import Image
 
 from ldm_toolkit import storybook
-from ldm_toolkit.errors import ModelError, UserError
+from ldm_toolkit.errors import ModelError, UserError, first_line
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.hardware import choose_device
+from ldm_toolkit.models.pickles import load_pickle
 from ldm_toolkit.storybook.judge import SIDE, Judge
 
 __all__ = ["INCEPTION_SHA256", "Extractor", "judge_extractor", "open_extractor"]
@@ -88,13 +90,19 @@ def _inception_network(weights: Path) -> torch.nn.Module:
     """torch-fidelity's network up to its 2048 pooled features. Raises UserError, ModelError."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # torchvision for another torch: RuntimeError
         raise UserError(
-            "--features inception needs torch-fidelity: pip install 'ldm-toolkit[eval]'"
+            f"--features inception needs torch-fidelity ({first_line(error)}): pip install "
+            "'ldm-toolkit[eval]'"
         ) from error
-    try:
-        return FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
-        ).eval()
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ModelError(f"{weights} holds no such network: {str(error)[:200]}") from error
+    tensors = load_pickle(weights)
+    with tempfile.TemporaryDirectory() as folder:
+        # It would run what a file's pickle says, so it gets one that was written here.
+        safe = Path(folder) / "weights.pth"
+        torch.save(tensors, safe)
+        try:
+            return FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(safe)
+            )
+        except RuntimeError as error:
+            raise ModelError(f"{weights} holds no such network: {first_line(error)}") from error

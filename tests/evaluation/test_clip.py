@@ -1,5 +1,6 @@
 """The CLIP score of a tiny random CLIP, against the cosine written out."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from albums import Album, noise
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_models import write_tokenizer
 
 from ldm_toolkit.errors import InputError, ModelError
@@ -96,7 +98,17 @@ def test_what_is_missing_is_said(
     album = Album(noise(3), CAPTIONS)
     with pytest.raises(ModelError, match=r"no config\.json, no model\.safetensors"):
         clip_score(subject(album), clip_model=tmp_path)
-    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
-        (tmp_path / name).write_text("{}")
+    shutil.copytree(clip_folder, tmp_path / "clip")
+    weights = tmp_path / "clip" / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["visual_projection.weight"]
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks weights of a CLIP model: visual_projection\.w"):
+        clip_score(subject(album), clip_model=tmp_path / "clip")
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        clip_score(subject(album), clip_model=tmp_path / "clip")
+    shutil.copy(clip_folder / "model.safetensors", weights)
+    (tmp_path / "clip" / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="cannot be used"):
-        clip_score(subject(album), clip_model=tmp_path)
+        clip_score(subject(album), clip_model=tmp_path / "clip")

@@ -12,9 +12,11 @@ from scipy.linalg import sqrtm
 pytest.importorskip("torchmetrics", reason="torchmetrics is not installed; pip install '.[eval]'")
 
 from ldm_toolkit.errors import InputError, ModelError, UserError
+from ldm_toolkit.evaluation import extractors
 from ldm_toolkit.evaluation.distances import fid, frechet, kid
 from ldm_toolkit.evaluation.extractors import open_extractor
 from ldm_toolkit.evaluation.subject import Subject
+from ldm_toolkit.files import sha256_file
 from ldm_toolkit.storybook.judge import Judge
 
 
@@ -114,22 +116,54 @@ def test_inception_wants_the_weights_that_define_it(tmp_path: Path) -> None:
         open_extractor("inception", tmp_path / "x.pth")
 
 
-def test_inception_is_that_of_torch_fidelity(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With random weights; the true ones are 95 MB from outside."""
+@pytest.fixture
+def random_inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The usual network's file with random weights; the true ones are 95 MB from outside."""
     fidelity = pytest.importorskip(
         "torch_fidelity.feature_extractor_inceptionv3", reason="torch-fidelity is not installed"
     )
-    from ldm_toolkit.evaluation import extractors
-    from ldm_toolkit.files import sha256_file
-
-    monkeypatch.setattr(
-        fidelity, "load_state_dict_from_url", lambda *_, **__: pytest.fail("a download")
-    )
+    kind = fidelity.FeatureExtractorInceptionV3
+    with monkeypatch.context() as empty:
+        empty.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})
+        empty.setattr(kind, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        network = kind("x", ["2048"])
     path = tmp_path / "x.pth"
-    monkeypatch.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-    torch.save({"x": torch.zeros(1)}, path)
+    torch.save(network.state_dict(), path)
     monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256_file(path)[:8])
-    found = open_extractor("inception", path, "cpu")
-    assert found.compute(noise(2, size=40)).shape == (2, 2048)
+    return path
+
+
+def test_inception_is_that_of_torch_fidelity(random_inception: Path) -> None:
+    from torch_fidelity import FeatureExtractorInceptionV3
+
+    images = noise(2, size=40)
+    found = open_extractor("inception", random_inception, "cpu").compute(images)
+    network = FeatureExtractorInceptionV3(
+        "x", ["2048"], feature_extractor_weights_path=str(random_inception)
+    )
+    levels = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in images])
+    np.testing.assert_allclose(found, network(levels)[0].numpy(), rtol=1e-3, atol=1e-5)
+    assert found.shape == (2, 2048)
+    assert found.std() > 0
+
+
+def test_a_pickle_of_weights_runs_nothing(
+    random_inception: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = tmp_path / "hostile.pth"
+    torch.save({"x": Harmful(tmp_path / "ran")}, hostile)
+    monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256_file(hostile)[:8])
+    with pytest.raises(ModelError, match="refused by torch's weights-only loader"):
+        open_extractor("inception", hostile)
+    assert not (tmp_path / "ran").exists()
+
+
+class Harmful:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
