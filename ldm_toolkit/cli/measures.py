@@ -165,7 +165,7 @@ MEASURES: dict[str, Measure] = {
         operands=("A", "B"),
     ),
     "speed": Measure(
-        "seconds of each stage of a picture on this machine, pictures a minute, memory",
+        "seconds of each stage of a picture on this machine, pictures a second, memory",
         "ldm_toolkit.cli.speed:measured",
         options=_TURNS,
         alone=True,

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ldm_toolkit.cli.evaluate_request import EvalRequest
+from ldm_toolkit.cli.job import share
 from ldm_toolkit.cli.terminal import Stop, follow
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.evaluation.report import Report
@@ -21,6 +22,8 @@ _MOST = 64
 def measured(request: EvalRequest, stop: Stop) -> Report:
     """Measure the model of a request, and diffusers beside it if asked. Raises UserError."""
     problems = []
+    if share()[1] > 1:
+        problems.append("speed is measured by one process, not by several that disturb each other")
     batches = _batches(request.own["batches"], problems)
     unmeasured = [name for name in request.options if name not in _MEASURED]
     if unmeasured:

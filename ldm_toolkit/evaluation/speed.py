@@ -25,6 +25,7 @@ from ldm_toolkit.evaluation.report import Report
 __all__ = ["Contender", "Turns", "Worker", "command_of", "processor", "running", "speed"]
 
 Turn = tuple["Worker", dict[str, Any]]
+_RATE = "pictures a second"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +184,7 @@ def _figures(
         f"picture of {turns.steps} steps, s": [one["seconds"] for one in alone],
     }
     for size, rows in answers.items():
-        found[f"pictures a minute, {size} at once"] = [60 * size / one["seconds"] for one in rows]
+        found[f"{_RATE}, {size} at once"] = [size / one["seconds"] for one in rows]
     found["peak memory, GB"] = [max(one["peak"] for rows in answers.values() for one in rows)]
     return found
 
@@ -196,16 +197,21 @@ def _scores(figures: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Inter
         scores |= {f"{name}: {title}": _median(row) for title, row in figures[name].items()}
         for title, row in figures[name].items():
             own = figures[first][title]
-            if min(own) == 0:  # nobody counts memory here
-                continue
-            scores[f"{name} / {first}: {title.removesuffix(', s')}"] = bootstrap(
-                len(row),
-                lambda chosen, row=row, own=own: (  # type: ignore[misc]
-                    statistics.median(row[k] for k in chosen)
-                    / statistics.median(own[k] for k in chosen)
-                ),
-            )
+            if title.startswith(_RATE):  # more is better here: above 1 the first is ahead, too
+                scores[f"{first} / {name}: {title}"] = _ratio(own, row)
+            elif min(own) > 0:  # nobody counts memory on some systems
+                scores[f"{name} / {first}: {title.removesuffix(', s')}"] = _ratio(row, own)
     return scores
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> Interval:
+    """Of the medians; the rounds are drawn in pairs."""
+
+    def of_medians(chosen: Sequence[int]) -> float:
+        one, other = ([row[k] for k in chosen] for row in (above, below))
+        return statistics.median(one) / statistics.median(other)
+
+    return bootstrap(len(above), of_medians)
 
 
 def _median(values: Sequence[float]) -> Interval:

@@ -68,7 +68,8 @@ def test_figures_ratios_and_settings(talkers: Path) -> None:
     values = {title: one.value for title, one in found.scores.items()}
     assert values["UNet step, guided, s"] == 1
     assert values["picture of 5 steps, s"] == 5
-    assert values["pictures a minute, 2 at once"] == pytest.approx(60 * 2 / 10)
+    assert values["pictures a second, 2 at once"] == pytest.approx(2 / 10)
+    assert values["ours / theirs: pictures a second, 1 at once"] == pytest.approx(3)
     assert values["theirs: picture of 5 steps, s"] == 15
     assert values["theirs / ours: UNet step, guided"] == 3
     assert values["theirs / ours: peak memory, GB"] == 3
