@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ldm_toolkit.errors import LdmToolkitError
 from ldm_toolkit.evaluation.intervals import Interval, bootstrap
 from ldm_toolkit.evaluation.report import Report
@@ -207,7 +209,7 @@ def _scores(figures: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Inter
 def _ratio(above: Sequence[float], below: Sequence[float]) -> Interval:
     """Of the medians; the rounds are drawn in pairs."""
 
-    def of_medians(chosen: Sequence[int]) -> float:
+    def of_medians(chosen: np.ndarray) -> float:
         one, other = ([row[k] for k in chosen] for row in (above, below))
         return statistics.median(one) / statistics.median(other)
 
