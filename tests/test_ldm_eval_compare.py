@@ -35,12 +35,12 @@ def request(*words: object) -> EvalRequest:
 
 
 def test_a_side_is_a_model_with_options_of_ldm_gen(tiny_model: Path, workdir: Path) -> None:
-    words = ("compare", f"{tiny_model},steps=3,clip-skip=1,dtype=float32,scheduler=DDIMScheduler")
+    words = ("compare", f"{tiny_model},steps=3,clip-skip=1,dtype=float32,scheduler=Euler")
     asked = request(*words, 'storybook,"negative=night, fog",compile', "--prompts", 2)
     first, second = read_sides(asked)
     assert first.choice.model == str(tiny_model)
     assert first.choice.dtype == "float32"
-    assert first.options == {"steps": 3, "clip_skip": 1, "scheduler": "ddim"}
+    assert first.options == {"steps": 3, "clip_skip": 1, "scheduler": "euler"}
     assert second.choice.model == "storybook"
     assert second.choice.compile
     assert second.options == {"negative_prompt": "night, fog"}
@@ -214,13 +214,28 @@ def test_diffusers_gets_the_same_weights_and_call_in_its_own_precision(
 def test_what_speed_cannot_measure_is_a_line(
     ldm_eval: Command, asked_of: list[Any], lora_file: Path
 ) -> None:
-    done = ldm_eval("speed", "--batches", "1,x", "--clip-skip", 1, "--against", "onnx")
+    done = ldm_eval("speed", "--batches", "1,x", "--guidance-rescale", 1, "--against", "onnx")
     assert done.code == 2
-    for message in ("--batches: '1,x'", "does not measure clip_skip", "'onnx' is not diffusers"):
+    for message in (
+        "--batches: '1,x'",
+        "does not measure guidance_rescale",
+        "'onnx' is not diffusers",
+    ):
         assert message in done.err
     done = ldm_eval("speed", "--against", "diffusers", "--lora", lora_file)
     assert "leave --lora away" in done.err
     assert not asked_of
+
+
+@pytest.mark.slow
+def test_speed_in_processes_of_their_own(ldm_eval: Command, tiny_model: Path) -> None:
+    words = ("--model", tiny_model, "--steps", 2, "--batches", "1,2", "--rounds", 1)
+    done = ldm_eval("speed", "--against", "diffusers", *words, "--threads", 1, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)["measures"]["speed"]
+    assert all(one["value"] > 0 for one in found["scores"].values())
+    assert "diffusers / ours: UNet step, guided" in found["scores"]
+    assert found["settings"]["diffusers dtype"] == "float32"
 
 
 def test_sides_raise_before_anything_is_drawn(tiny_model: Path, workdir: Path) -> None:
