@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ldm_toolkit.cli.evaluate_options import parse
@@ -39,8 +40,11 @@ def _main(arguments: list[str], stop: Stop, debug: bool) -> int:
         told=None if request.quiet else logging.WARNING,
         debug=debug,
     )
+    first = share()[0] == 0
+    if not first:
+        request = replace(request, quiet=True)  # one process tells the person for all
     reports, about = _measured(request, stop)
-    if share()[0] == 0:
+    if first:
         _tell(request, reports, about)
     return 0
 
@@ -83,14 +87,12 @@ def _tell(request: EvalRequest, reports: Mapping[str, Report], about: Mapping[st
         raise CannotWrite(f"cannot make the folder {path.parent}: {error.strerror}") from error
     write_atomic(path, text.encode())
     to_stdout(text if request.as_json else table(reports))
+    if request.quiet:
+        return
     for name, report in reports.items():
-        for line in report.notes:
+        for line in (*report.notes, *report.files):
             note(f"{name}: {line}")
-        if not request.quiet:
-            for file in report.files:
-                note(f"{name}: {file}")
-    if not request.quiet:
-        note(f"scores in {path}")
+    note(f"scores in {path}")
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def draw(
     if done is None:
         done = run_job(_load(request, choice, world), job, rank=rank, world=world)
     failed = []
-    for one in follow_of(request, stop)(done, -(-len(rows) // world), "drawing"):
+    for one in follow_of(request, stop, "picture")(done, -(-len(rows) // world), "drawing"):
         if one.error is not None:
             failed.append(one.error)
     if failed:
@@ -168,12 +168,15 @@ def draw(
     return Files(str(folder), entries, asked=asked), _drawing(paths[0])
 
 
-def follow_of(request: EvalRequest, stop: Stop) -> Follow:
-    """How the person sees how far something is; a signal ends it between two steps."""
+def follow_of(request: EvalRequest, stop: Stop, what: str = "block") -> Follow:
+    """How the person sees how far something is; a signal ends it between two steps.
+
+    ``what`` is counted: pictures are looked at in blocks.
+    """
 
     def shown(steps: Iterable[Any], total: int, label: str) -> Iterator[Any]:
         steps = stop.between(steps)
-        yield from steps if request.quiet else follow(steps, total, label)
+        yield from steps if request.quiet else follow(steps, total, label, what=what)
 
     return shown
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ __all__ = [
     "nearest",
     "torchmetrics_version",
 ]
+
+# Every process has all features; torchmetrics would count those of each once more.
+_ALONE: dict[str, Any] = {"sync_on_compute": False}
 
 
 def torchmetrics_version() -> str:
@@ -47,7 +51,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(_Identity(first.shape[1]), normalize=False)
+    metric = FrechetInceptionDistance(_Identity(first.shape[1]), normalize=False, **_ALONE)
     metric.set_dtype(torch.float64)
     metric.update(first.double(), real=True)
     metric.update(second.double(), real=False)
@@ -67,7 +71,7 @@ def kernel_distance(
     size = min(1000, len(first), len(second)) if size is None else size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # torchmetrics draws the subsets from torch's own generator
-        metric = KernelInceptionDistance(_Identity(first.shape[1]), subset_size=size)
+        metric = KernelInceptionDistance(_Identity(first.shape[1]), subset_size=size, **_ALONE)
         metric.update(first, real=True)
         metric.update(second, real=False)
         middle, deviation = metric.compute()

@@ -61,6 +61,7 @@ class Files:
         asked: Sequence[Asked] | None = None,
     ) -> None:
         self.place, self._entries, self._size, self._asked = place, entries, size, asked
+        self._digests: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -89,8 +90,12 @@ class Files:
 
     def digest(self, index: int) -> str:
         """Of the file's bytes, the size and the caption."""
-        file = sha256_bytes(self._entries[index].read())
-        return _digest(file, self._size, self._entries[index].captions[:1])
+        if index not in self._digests:  # several measures ask
+            entry = self._entries[index]
+            self._digests[index] = _digest(
+                sha256_bytes(entry.read()), self._size, entry.captions[:1]
+            )
+        return self._digests[index]
 
 
 class Renders:

@@ -17,6 +17,7 @@ from ldm_toolkit.evaluation.report import Report
 from ldm_toolkit.evaluation.subject import Subject
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.training.cache import module_hash
+from ldm_toolkit.training.perceptual import lpips_weights
 from ldm_toolkit.training.quality import measures_of
 
 __all__ = ["cut", "reconstruction"]
@@ -38,7 +39,7 @@ def reconstruction(subject: Subject, *, features: str, inception_weights: Path |
         notes.append(f"no Fréchet distance: {error}")
     measures = measures_of(None, components.device)
     if "lpips" not in measures:
-        notes.append("no LPIPS: its weights are not on this machine (see --perceptual lpips)")
+        notes.append(_without_lpips())
     names = list(measures)
 
     @torch.inference_mode()
@@ -66,6 +67,15 @@ def reconstruction(subject: Subject, *, features: str, inception_weights: Path |
         scores["rfid"] = frechet(before, after)
         settings |= extractor.settings
     return Report(scores, settings, tuple(notes))
+
+
+def _without_lpips() -> str:
+    """What LPIPS lacks, and where it is had from."""
+    try:
+        file, address = lpips_weights()
+    except (ImportError, RuntimeError):  # torchvision for another torch: RuntimeError
+        return "no LPIPS: it needs torchmetrics and torchvision, pip install 'ldm-toolkit[lpips]'"
+    return f"no LPIPS: put {address} at {file}"
 
 
 def _reconstructed(image: Image.Image, components: Components) -> torch.Tensor:

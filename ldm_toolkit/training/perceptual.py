@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ldm_toolkit.errors import UserError
 
-__all__ = ["EncoderDistance", "Lpips", "cached_lpips", "load_lpips"]
+__all__ = ["EncoderDistance", "Lpips", "cached_lpips", "load_lpips", "lpips_weights"]
 
 _SECONDS = 10.0  # without a sign of the network
 
@@ -83,7 +83,7 @@ def load_lpips() -> Lpips:
     """LPIPS, its weights downloaded where they lack. Raises UserError where they cannot be had."""
     instead = "pass --perceptual encoder, which needs nothing from outside"
     try:
-        file, address = _weights()
+        file, address = lpips_weights()
     except (ImportError, RuntimeError) as error:  # torchvision for another torch: RuntimeError
         raise UserError(
             f"--perceptual lpips needs torchmetrics and torchvision ({_line(error)}): pip install "
@@ -102,13 +102,13 @@ def load_lpips() -> Lpips:
 def cached_lpips() -> Lpips | None:
     """LPIPS where all that it needs is on this machine."""
     try:
-        file, _ = _weights()
+        file, _ = lpips_weights()
         return Lpips() if file.is_file() else None
     except (ImportError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
         return None
 
 
-def _weights() -> tuple[Path, str]:
+def lpips_weights() -> tuple[Path, str]:
     """Where torchvision keeps VGG16's weights, and where it has them from. Raises ImportError."""
     import torchmetrics  # noqa: F401 - what is missing is told at once
     from torchvision.models import VGG16_Weights
