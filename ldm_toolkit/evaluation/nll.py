@@ -58,12 +58,7 @@ def likelihoods(subject: Subject, *, timesteps: int, samples: int, sigma: float 
     settings = likelihood.settings | {"dtype": str(components.dtype)}
     key = f"likelihood {sigma!r} {settings}"
     rows = _rows(subject, key, compute, "measuring likelihoods")
-    names = [one.name for one in fields(Bits)]
-    bits = [
-        Bits(**{n: None if math.isnan(v) else v for n, v in zip(names, row, strict=True)})
-        for row in rows.tolist()
-    ]
-    found = summary(bits)
+    found = summary([_as_bits(row) for row in rows.tolist()])
     scores = {title: found[name] for name, title in _TITLES.items() if name in found}
     settings["sigma"] = "fitted to these pictures" if fitted else "given"
     notes += [
@@ -71,6 +66,12 @@ def likelihoods(subject: Subject, *, timesteps: int, samples: int, sigma: float 
         "latents have a density and no levels: compare models of one VAE by them, and no others",
     ]
     return Report(scores, settings | {"pictures": len(rows)}, tuple(notes))
+
+
+def _as_bits(row: Sequence[float]) -> Bits:
+    names = [one.name for one in fields(Bits)]
+    found: dict[str, Any] = dict(zip(names, row, strict=True))
+    return Bits(**{name: None if math.isnan(one) else one for name, one in found.items()})
 
 
 def _fitted_sigma(subject: Subject, components: Components) -> float:
