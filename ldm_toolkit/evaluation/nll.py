@@ -69,9 +69,10 @@ def likelihoods(subject: Subject, *, timesteps: int, samples: int, sigma: float 
 
 
 def _as_bits(row: Sequence[float]) -> Bits:
-    names = [one.name for one in fields(Bits)]
-    found: dict[str, Any] = dict(zip(names, row, strict=True))
-    return Bits(**{name: None if math.isnan(one) else one for name, one in found.items()})
+    found: dict[str, Any] = {}
+    for one, value in zip(fields(Bits), row, strict=True):
+        found[one.name] = None if math.isnan(value) else value
+    return Bits(**found)
 
 
 def _fitted_sigma(subject: Subject, components: Components) -> float:
