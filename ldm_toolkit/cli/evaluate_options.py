@@ -26,8 +26,9 @@ examples:
   ldm-eval speed --against diffusers --steps 20
   torchrun --nproc_per_node 2 -m ldm_toolkit.cli.evaluate fid ...   processes share the work
 
-The same command carries on what was interrupted. Scores stand on stdout as a table (or as JSON with
---json) and in OUTPUT/scores.json, with all that makes them comparable.
+Without --seed the seed is 0, so that the same command measures the same; it carries on what was
+interrupted. Scores stand on stdout as a table (or as JSON with --json) and in OUTPUT/scores.json,
+with all that makes them comparable.
 
 exit codes: 0 done, 1 failed, 2 wrong use or bad input, 74 cannot write, 129, 130, 143 stopped
 """

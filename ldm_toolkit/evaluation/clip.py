@@ -82,10 +82,11 @@ def _load(folder: Path) -> tuple[Any, Any, Any]:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     try:
-        local = {"local_files_only": True}
-        model, told = CLIPModel.from_pretrained(
+        local: dict[str, Any] = {"local_files_only": True}
+        loaded: Any = CLIPModel.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, **local
         )
+        model, told = loaded
         processor = CLIPImageProcessorPil.from_pretrained(folder, **local)
         tokenizer = CLIPTokenizer.from_pretrained(folder, **local)
     except LIBRARY_ERRORS as error:

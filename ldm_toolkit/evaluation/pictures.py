@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -147,7 +147,8 @@ def open_pictures(
         listing = read_folder(folder, caption="")
     else:
         try:
-            listing = list_data(DataConfig(data=place, **(columns or {})), needed=False)
+            options: dict[str, Any] = dict(columns or {})
+            listing = list_data(DataConfig(data=place, **options), needed=False)
         except InputError as error:
             raise InputError(str(error).removeprefix("--data ")) from error
     if listing.problems:
