@@ -84,7 +84,7 @@ def test_ldm_eval_commands(
     ldm_eval: Callable[..., "Outcome"],
     storybook_is_tiny: Callable[..., "Outcome"],
 ) -> None:
-    few = [{"20": "2"}.get(word, word) for word in shlex.split(command)[1:]]
+    few = [{"20": "2", "4": "1"}.get(word, word) for word in shlex.split(command)[1:]]
     done = ldm_eval(*few)
     assert done.code == 0, done.err
     assert done.out.startswith("measure ")

@@ -21,6 +21,9 @@ examples:
   ldm-eval fid kid clip --images mine/ --reference photos/ --features inception \\
       --inception-weights pt_inception-2015-12-05-6726825d.pth --clip-model clip/
   ldm-eval recon --images photos/ --model ./my-model --size 512
+  ldm-eval nll --images photos/ --timesteps 1000 --dtype float32
+  ldm-eval compare storybook storybook,lora=mine.safetensors:0.8,steps=20 --prompts 100
+  ldm-eval speed --against diffusers --steps 20
   torchrun --nproc_per_node 2 -m ldm_toolkit.cli.evaluate fid ...   processes share the work
 
 Without --seed the seed is 0, so that the same command measures the same; it carries on what was

@@ -76,6 +76,7 @@ class EvalRequest:
     def on_hub(self) -> bool:
         """Whether anything may need the network."""
         places = [place for place in (self.images, self.reference) if place is not None]
+        places += [operand.partition(",")[0] for operand in self.operands]
         return self.choice.on_hub or any(on_hub(place) for place in places)
 
 

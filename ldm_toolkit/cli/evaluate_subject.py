@@ -26,7 +26,7 @@ from ldm_toolkit.training.data.entries import Entry, FileBytes
 if TYPE_CHECKING:
     from ldm_toolkit.pipeline import LatentPipeline
 
-__all__ = ["asked_rows", "draw", "follow_of", "subject_of"]
+__all__ = ["asked_rows", "draw", "drawn_subject", "follow_of", "subject_of"]
 
 
 def subject_of(request: EvalRequest, stop: Stop) -> Subject:
@@ -65,6 +65,31 @@ def subject_of(request: EvalRequest, stop: Stop) -> Subject:
         per_prompt=request.per_prompt if request.images is None else 1,
         seed=request.seed,
         device=request.choice.device,
+        share=Share(rank, world),
+        follow=follow_of(request, stop),
+    )
+
+
+def drawn_subject(
+    request: EvalRequest,
+    stop: Stop,
+    rows: Sequence[Row],
+    folder: Path,
+    choice: ModelChoice,
+    *,
+    asked: Sequence[Asked] | None = None,
+) -> Subject:
+    """Pictures that `draw` makes now, to be measured with files in the request's own folder."""
+    pictures, drawing = draw(request, stop, rows, folder, choice, asked=asked)
+    rank, world = share()
+    return Subject(
+        pictures=pictures,
+        folder=request.folder,
+        pipe=functools.cache(lambda: _load(request, choice, world)),
+        drawing=drawing,
+        per_prompt=request.per_prompt,
+        seed=request.seed,
+        device=choice.device,
         share=Share(rank, world),
         follow=follow_of(request, stop),
     )

@@ -77,9 +77,11 @@ _LOOKING = (
     ),
 )
 _JUDGING = Option(
-    "--judge", "another judge's .safetensors file, whose score is told too", path="file",
+    "--judge",
+    "another judge's .safetensors file: adherence tells its score too, compare that instead",
+    path="file",
     metavar="FILE",
-)  # fmt: skip
+)
 _NEIGHBOURS = Option(
     "--neighbours",
     "training renders among which the nearest to a picture is looked for, against memorisation",
@@ -88,6 +90,35 @@ _NEIGHBOURS = Option(
     least=0,
     most=100_000,
 )
+_CLIP = Option(
+    "--clip-model",
+    "folder of a CLIP model as transformers saves it",
+    path="folder",
+    metavar="FOLDER",
+)
+_BOUNDS = (
+    Option(
+        "--timesteps",
+        "steps of the schedule that are computed for a picture; as many as it has (1000) are exact",
+        int,
+        default=100,
+        least=2,
+    ),
+    Option("--samples", "draws of the VAE's importance weights", int, default=16, least=1),
+    Option(
+        "--sigma",
+        "standard deviation of the VAE's pixels in [-1, 1] that makes its pictures a likelihood; "
+        "the one that suits these pictures best when not given",
+        float,
+    ),
+)
+_TURNS = (
+    Option("--against", "also measure this, in turns: diffusers, its default pipeline on the same "
+           "weights", metavar="diffusers"),
+    Option("--batches", "how many pictures at once, one after the other", default="1,2,4",
+           metavar="N,N"),
+    Option("--rounds", "turns of each", int, default=3, least=1, most=1000),
+)  # fmt: skip
 
 MEASURES: dict[str, Measure] = {
     "fid": Measure(
@@ -105,14 +136,7 @@ MEASURES: dict[str, Measure] = {
     "clip": Measure(
         "CLIP score of pictures and their captions",
         "ldm_toolkit.evaluation.clip:clip_score",
-        options=(
-            Option(
-                "--clip-model",
-                "folder of a CLIP model as transformers saves it",
-                path="folder",
-                metavar="FOLDER",
-            ),
-        ),
+        options=(_CLIP,),
     ),
     "recon": Measure(
         "what the model's VAE makes of pictures: PSNR, SSIM, LPIPS, Fréchet distance",
@@ -124,5 +148,26 @@ MEASURES: dict[str, Measure] = {
         "ldm_toolkit.evaluation.judged:judged",
         frozenset({"judge"}),
         (_JUDGING, _NEIGHBOURS),
+    ),
+    "nll": Measure(
+        "bits the model spends on pictures: its variational bound on latents and on pixels, and "
+        "the VAE's importance-weighted one",
+        "ldm_toolkit.evaluation.nll:likelihoods",
+        options=_BOUNDS,
+    ),
+    "compare": Measure(
+        "two models, LoRAs or settings on the same prompts and seeds, with a page of the pictures; "
+        "A and B are MODEL,option=value,... such as storybook,lora=mine.safetensors:0.8,steps=20",
+        "ldm_toolkit.cli.compare:compare",
+        frozenset({"drawn"}),
+        (_JUDGING, _CLIP),
+        alone=True,
+        operands=("A", "B"),
+    ),
+    "speed": Measure(
+        "seconds of each stage of a picture on this machine, pictures a second, memory",
+        "ldm_toolkit.cli.speed:measured",
+        options=_TURNS,
+        alone=True,
     ),
 }

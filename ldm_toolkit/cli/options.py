@@ -74,9 +74,14 @@ class Parser(argparse.ArgumentParser):
         if message:
             to_stdout(message.rstrip("\n"))
 
+    @property
+    def flags(self) -> list[str]:
+        """Every option, with its dashes."""
+        return list(self._option_string_actions)
+
     def refuse_unknown(self, arguments: Sequence[str]) -> None:
         """Name every unknown option, with the known one that it resembles."""
-        known = list(self._option_string_actions)
+        known = self.flags
         problems = []
         for word in arguments:
             if word == "--":

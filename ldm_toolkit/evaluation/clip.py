@@ -15,16 +15,22 @@ from ldm_toolkit.files import sha256_file
 from ldm_toolkit.hardware import choose_device
 from ldm_toolkit.models.headers import check_safetensors
 
-__all__ = ["clip_score"]
+__all__ = ["clip_score", "clip_scores"]
 
 _WEIGHTS = "model.safetensors"
 
 
 def clip_score(subject: Subject, *, clip_model: Path) -> Report:
-    """100 times the cosine between picture and caption, 0 where it is negative; the mean.
+    """The mean of `clip_scores`. Raises InputError for pictures without captions, ModelError."""
+    found, settings = clip_scores(subject, clip_model)
+    return Report({"clip": mean(found.tolist())}, settings | {"pictures": len(found)})
 
-    torchmetrics' CLIPScore computes the same, but not with transformers 5. Raises InputError for
-    pictures without captions, ModelError.
+
+def clip_scores(subject: Subject, clip_model: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """100 times the cosine between picture and caption, 0 where it is negative; (N,).
+
+    Also what makes it comparable. torchmetrics' CLIPScore computes the same, but not with
+    transformers 5. Raises InputError for pictures without captions, ModelError.
     """
     pictures = subject.pictures
     captions = [pictures.caption(index) for index in range(len(pictures))]
@@ -55,12 +61,7 @@ def clip_score(subject: Subject, *, clip_model: Path) -> Report:
         return 100 * cosines.clamp(min=0)[:, None].float().cpu().numpy()
 
     rows = subject.rows(pictures, f"clip {digest}", compute, "comparing with captions")
-    settings = {
-        "clip_sha256": digest,
-        "resize": _resize(processor),
-        "pictures": len(rows),
-    }
-    return Report({"clip": mean(rows[:, 0].tolist())}, settings)
+    return rows[:, 0], {"clip_sha256": digest, "resize": _resize(processor)}
 
 
 def _load(folder: Path) -> tuple[Any, Any, Any]:

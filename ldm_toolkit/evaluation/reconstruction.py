@@ -20,7 +20,7 @@ from ldm_toolkit.training.cache import module_hash
 from ldm_toolkit.training.perceptual import lpips_weights
 from ldm_toolkit.training.quality import measures_of
 
-__all__ = ["reconstruction"]
+__all__ = ["cut", "reconstruction"]
 
 
 def reconstruction(subject: Subject, *, features: str, inception_weights: Path | None) -> Report:
@@ -46,7 +46,7 @@ def reconstruction(subject: Subject, *, features: str, inception_weights: Path |
     def compute(block: Sequence[int]) -> np.ndarray:
         rows = []
         for index in block:
-            image = _cut(subject.pictures.image(index), components.latent_factor)
+            image = cut(subject.pictures.image(index), components.latent_factor)
             pixels = latents.pil_to_pixels(image)[None].to(components.device)
             made = _reconstructed(image, components)
             values = [float(one(made, pixels)) for one in measures.values()]
@@ -92,7 +92,7 @@ def _seen(extractor: Extractor | None, made: torch.Tensor, pixels: torch.Tensor)
     return extractor.compute(both).flatten().tolist()
 
 
-def _cut(image: Image.Image, multiple: int) -> Image.Image:
+def cut(image: Image.Image, multiple: int) -> Image.Image:
     """The middle of a picture whose sides are multiples of a number."""
     width, height = (side // multiple * multiple for side in image.size)
     if width == 0 or height == 0:

@@ -106,6 +106,7 @@ class Subject:
         key: str,
         compute: Callable[[Sequence[int]], np.ndarray],
         label: str,
+        block_size: int = _BLOCK,
     ) -> np.ndarray:
         """(N, K): a row of numbers a picture, by ``compute`` from indices to (B, K).
 
@@ -114,9 +115,9 @@ class Subject:
         was interrupted goes on, and equal pictures are looked at once. Raises CannotWrite.
         """
         names = []
-        starts = range(0, len(pictures), _BLOCK)
+        starts = range(0, len(pictures), block_size)
         for number, start in enumerate(self.follow(starts, len(starts), label)):
-            block = range(start, min(start + _BLOCK, len(pictures)))
+            block = range(start, min(start + block_size, len(pictures)))
             path = self._file(key, [pictures.digest(index) for index in block])
             names.append(path)
             if number % self.share.world == self.share.rank and _read(path, len(block)) is None:
