@@ -151,9 +151,11 @@ def open_pictures(
             listing = list_data(DataConfig(data=place, **options), needed=False)
         except InputError as error:
             raise InputError(str(error).removeprefix("--data ")) from error
-    if listing.problems:
-        told = listed(map(str, listing.problems))
-        raise InputError(f"{len(listing.problems)} problems in {place}: {told}; {listing.advice}")
+    own = [f"{entry.name}: {entry.problem}" for entry in listing.entries if entry.problem]
+    problems = [*map(str, listing.problems), *own]
+    if problems:
+        told = listed(problems)
+        raise InputError(f"{len(problems)} problems in {place}: {told}; {listing.advice}")
     if not listing.entries:
         raise InputError(f"{place} holds no pictures; {listing.advice}")
     entries = listing.entries[:count]
