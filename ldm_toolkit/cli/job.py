@@ -16,7 +16,7 @@ from ldm_toolkit.values import counted
 if TYPE_CHECKING:
     from ldm_toolkit.jobs import Done, Job
 
-__all__ = ["run"]
+__all__ = ["run", "share"]
 
 
 def run(request: JobRequest, stop: Stop) -> int:
@@ -26,7 +26,7 @@ def run(request: JobRequest, stop: Stop) -> int:
     """
     from ldm_toolkit.jobs import finished_job, open_job
 
-    rank, world = _share()
+    rank, world = share()
     started = time.monotonic()
     job = open_job(
         request.rows,
@@ -84,7 +84,7 @@ def _drawn(request: JobRequest, job: "Job", rank: int, world: int) -> "Iterator[
     return run_job(pipe, job, rank=rank, world=world)
 
 
-def _share() -> tuple[int, int]:
+def share() -> tuple[int, int]:
     """Which process of how many this is, as torchrun and accelerate say. Raises UserError."""
     texts = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if None in texts:

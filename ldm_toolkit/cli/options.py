@@ -19,7 +19,19 @@ from ldm_toolkit.models import identity
 from ldm_toolkit.promptfile import kind_of
 from ldm_toolkit.recipe import GenerateOptions
 
-__all__ = ["ATTENTION", "DTYPES", "FORMATS", "build_parser", "flag", "parse"]
+__all__ = [
+    "ATTENTION",
+    "DTYPES",
+    "FORMATS",
+    "Parser",
+    "Print",
+    "add_machine_options",
+    "add_picture_options",
+    "build_parser",
+    "flag",
+    "parse",
+    "versions",
+]
 
 _EXAMPLES = """\
 examples:
@@ -48,7 +60,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 FORMATS = tuple(dict.fromkeys(PICTURE_SUFFIXES.values()))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse whose errors are ours: one line, with advice."""
 
     def error(self, message: str) -> NoReturn:
@@ -85,7 +97,7 @@ class _Parser(argparse.ArgumentParser):
             )
 
 
-class _Print(argparse.Action):
+class Print(argparse.Action):
     """An option that prints something and ends, such as --list-models."""
 
     def __init__(
@@ -110,7 +122,7 @@ def build_parser(*, promptless: bool = False) -> argparse.ArgumentParser:
 
     ``promptless``: the prompts are in a picture or a file, not on the command line.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="ldm-gen",
         usage="ldm-gen PROMPT [options]\n"
         "       ldm-gen --prompts FILE -o FOLDER/ [options]\n"
@@ -126,16 +138,17 @@ def build_parser(*, promptless: bool = False) -> argparse.ArgumentParser:
         parser.set_defaults(prompt=None)
     else:
         parser.add_argument("prompt", metavar="PROMPT", help="what to draw, in quotes")
-    _add_picture_options(parser.add_argument_group("the picture"))
+    add_picture_options(parser.add_argument_group("the picture"))
     _add_starting_options(parser.add_argument_group("from a picture"))
     _add_many_options(parser.add_argument_group("many pictures, or one again"))
-    _add_machine_options(parser.add_argument_group("model and machine"))
+    add_machine_options(parser.add_argument_group("model and machine"))
     _add_output_options(parser.add_argument_group("output"))
     _add_information(parser.add_argument_group("information"))
     return parser
 
 
-def _add_picture_options(group: argparse._ArgumentGroup) -> None:
+def add_picture_options(group: argparse._ArgumentGroup) -> None:
+    """What a picture is to be: the fields of GenerateOptions but for prompt and strength."""
     for field in dataclasses.fields(GenerateOptions):
         if field.name not in ("prompt", "strength"):
             _add_field(group, field)
@@ -189,7 +202,8 @@ def _add_field(group: argparse._ArgumentGroup, field: "dataclasses.Field[Any]") 
     )
 
 
-def _add_machine_options(group: argparse._ArgumentGroup) -> None:
+def add_machine_options(group: argparse._ArgumentGroup) -> None:
+    """Which model draws, with what goes onto it, and where it computes."""
     group.add_argument(
         "--model",
         metavar="MODEL",
@@ -295,10 +309,10 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
 def _add_information(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-h", "--help", action="help", help="show this and exit")
     group.add_argument(
-        "--list-models", action=_Print, text=_list_models, help="names of the bundled models"
+        "--list-models", action=Print, text=_list_models, help="names of the bundled models"
     )
     group.add_argument(
-        "--list-schedulers", action=_Print, text=_list_schedulers, help="names for --scheduler"
+        "--list-schedulers", action=Print, text=_list_schedulers, help="names for --scheduler"
     )
     group.add_argument(
         "--show-tokens",
@@ -306,7 +320,7 @@ def _add_information(group: argparse._ArgumentGroup) -> None:
         help="print what the model reads of PROMPT instead of drawing it: id, token and weight, "
         "a line a token; tokens beyond 75 go into further chunks",
     )
-    group.add_argument("--version", action=_Print, text=_versions, help="versions in use")
+    group.add_argument("--version", action=Print, text=versions, help="versions in use")
     group.add_argument("--debug", action="store_true", help="tracebacks and library warnings")
 
 
@@ -335,7 +349,7 @@ def _list_schedulers() -> str:
     return "\n".join(f"{name}\t{about}" for name, about in schedulers.describe())
 
 
-def _versions() -> str:
+def versions() -> str:
     """One line: ours, and what of the libraries that load, compute and attach is installed."""
     found = []
     for name in ("ldm-toolkit", *_LIBRARIES):
@@ -350,7 +364,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     words = {word.split("=", 1)[0] for word in ours}
     elsewhere = next((name for name in ("--replay", "--prompts") if name in words), None)
     parser = build_parser(promptless=elsewhere is not None)
-    if isinstance(parser, _Parser):
+    if isinstance(parser, Parser):
         parser.refuse_unknown(arguments)
     namespace, extra = parser.parse_known_args(arguments)
     if extra and elsewhere is not None:
