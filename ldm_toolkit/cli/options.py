@@ -210,6 +210,35 @@ def _add_field(
 
 def add_machine_options(group: argparse._ArgumentGroup) -> None:
     """Which model draws, with what goes onto it, and where it computes."""
+    _add_model_options(group)
+    group.add_argument(
+        "--device",
+        default="auto",
+        metavar="DEVICE",
+        help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)",
+    )
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="DTYPE",
+        help=f"{', '.join(DTYPES)} (default: auto, what the hardware computes fast)",
+    )
+    group.add_argument(
+        "--attention",
+        default="auto",
+        metavar="NAME",
+        help=f"{', '.join(ATTENTION)} (default: auto, which is sdpa; sliced needs less memory)",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the model for this machine: a minute or more before the first step, each "
+        "step a fifth faster after it; pays in jobs of many pictures",
+    )
+    group.add_argument("--threads", metavar="N", help="processor threads (default: torch's choice)")
+
+
+def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model",
         metavar="MODEL",
@@ -244,31 +273,6 @@ def add_machine_options(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="read .bin and .ckpt too, with torch's weights-only loader",
     )
-    group.add_argument(
-        "--device",
-        default="auto",
-        metavar="DEVICE",
-        help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)",
-    )
-    group.add_argument(
-        "--dtype",
-        default="auto",
-        metavar="DTYPE",
-        help=f"{', '.join(DTYPES)} (default: auto, what the hardware computes fast)",
-    )
-    group.add_argument(
-        "--attention",
-        default="auto",
-        metavar="NAME",
-        help=f"{', '.join(ATTENTION)} (default: auto, which is sdpa; sliced needs less memory)",
-    )
-    group.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile the model for this machine: a minute or more before the first step, each "
-        "step a fifth faster after it; pays in jobs of many pictures",
-    )
-    group.add_argument("--threads", metavar="N", help="processor threads (default: torch's choice)")
 
 
 def _add_output_options(group: argparse._ArgumentGroup) -> None:

@@ -40,9 +40,16 @@ __all__ = [
 ]
 
 # Okabe and Ito 2008, "Color Universal Design".
-BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#AA4499"
-INK, SOFT, _LINE = "#1f2933", "#5f6b7a", "#d5dae1"
-SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
+BLUE = "#0072B2"
+ORANGE = "#E69F00"
+GREEN = "#009E73"
+VERMILION = "#D55E00"
+PURPLE = "#AA4499"  # theirs is too pale for a thin line on white
+INK = "#1f2933"
+SOFT = "#5f6b7a"
+_LINE = "#d5dae1"
+SEQUENTIAL = "viridis"
+DIVERGING = "RdBu_r"
 
 _DPI = 144
 _LARGE, _MIDDLE, _SMALL = 12, 9, 8

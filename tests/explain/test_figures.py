@@ -92,7 +92,7 @@ def test_prompts_are_drawn_as_they_are(pipe: LatentPipeline, prompt: str) -> Non
 
 
 def test_a_long_prompt_shows_its_first_tokens_and_words(pipe: LatentPipeline) -> None:
-    prompt = " ".join(f"dog{number}" for number in range(60))
+    prompt = " ".join(f"{first}{second}" for first in "abcdef" for second in "qrstuvwxyz")
     seen = observe(pipe, prompt, steps=1, seed=1)
     assert len(explain.attention_maps(pipe, seen).axes) == 20
     figure = explain.embedding(pipe, prompt)
