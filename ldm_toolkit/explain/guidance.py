@@ -57,8 +57,9 @@ def guidance_scales(pipeline: LatentPipeline, observed: Observed) -> Picture:
         f"The same prompt, seed {recipe.seed} and {recipe.steps} steps at guidance scales from "
         f"{low:g} to {high:g}. The prediction used is unconditional + scale (conditional - "
         "unconditional): 1 is the conditional prediction alone, more goes past it, away from what "
-        "the model would draw without words. Too much of it overdoes the contrast: the standard "
-        f"deviation of the pixels goes from {contrasts[low]:.0f} to {contrasts[high]:.0f} of 255."
+        "the model would draw without words. Large scales overdo contrast and colours: here the "
+        "standard deviation of the pixels goes "
+        f"from {contrasts[low]:.0f} to {contrasts[high]:.0f} of 255."
     )
     return picture
 
@@ -83,8 +84,8 @@ def guidance_difference(pipeline: LatentPipeline, observed: Observed) -> Picture
     sizes = differences.square().mean((1, 2, 3)).sqrt().numpy()
     maps = differences.square().mean(1).sqrt().numpy()  # (N, h, w)
     shown = observed.shown
-    picture = Picture("guidance", "guidance-difference", "Where the words pull", (12, 5.6))
-    upper, lower = picture.subfigures(2, 1, height_ratios=[1.25, 1])
+    picture = Picture("guidance", "guidance-difference", "Where the words pull", (12, 6.4))
+    upper, lower = picture.subfigures(2, 1, height_ratios=[1.6, 1])
     axes = upper.subplots(2, len(shown), squeeze=False)
     row_label(axes[0, 0], "predicted x_0")
     row_label(axes[1, 0], "difference")
@@ -93,7 +94,7 @@ def guidance_difference(pipeline: LatentPipeline, observed: Observed) -> Picture
         label = f"{place + 1} of {len(maps)}"
         show(axes[0, column], observed.previews[column], label)
         drawn = show(axes[1, column], maps[place], span=(0, reach), colours=SEQUENTIAL)
-    colour_bar(upper, drawn, list(axes[1]))
+    colour_bar(upper, drawn, list(axes.ravel()), "difference")
     curve = lower.subplots()
     curves(curve, "root mean square of the difference", "evaluation of the network")
     curve.plot(range(1, len(sizes) + 1), sizes, color=BLUE, linewidth=2, marker="o", markersize=4)

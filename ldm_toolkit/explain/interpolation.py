@@ -51,8 +51,8 @@ def between_prompts(pipeline: LatentPipeline, observed: Observed, other: str) ->
         f"One noise (seed {recipe.seed}), and embeddings on the straight line from "
         f"{quoted(recipe.prompt)} to {quoted(other)}. The mixed embeddings are those of no "
         "sentence, and the model draws something for them all the same: it learnt a space, not a "
-        f"list of words. Neighbours differ most between pictures {widest + 1} and {widest + 2}, "
-        "where one subject gives way to the other."
+        f"list of words. Neighbours differ most between pictures {widest + 1} and {widest + 2}: "
+        "even steps of the embeddings are no even steps of the picture."
     )
     return picture
 

@@ -100,8 +100,8 @@ def timesteps(pipeline: LatentPipeline, steps: int) -> Picture:
         f"Each dot is a timestep at which the network is asked, for {steps} steps of each of the "
         f"{len(places)} schedulers: blue as they are, orange, green and purple with Karras's, "
         "exponential and beta noise levels. Dots on the right spend evaluations on details, dots "
-        f"on the left on the composition; {min(counts.values())} to {max(counts.values())} "
-        "evaluations it are, because some solvers ask twice a step. This model's own, "
+        f"on the left on the composition; there are {min(counts.values())} to "
+        f"{max(counts.values())} of them, as some solvers ask twice a step. This model's own, "
         f"{type(own).__name__}, goes from t = {float(own.timesteps[0]):.0f} to "
         f"{float(own.timesteps[-1]):.0f}"
     )

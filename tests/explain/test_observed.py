@@ -61,7 +61,7 @@ def test_follow_sees_every_step_and_mistakes_are_those_of_a_call(pipe: LatentPip
             passed.append((step.index, run.total))
             yield step
 
-    observe(pipe, "a dog", steps=3, seed=1, follow=follow)
+    observe(pipe, "a dog", steps=3, seed=1, scheduler="ddim", follow=follow)
     assert passed == [(0, 3), (1, 3), (2, 3)]
     with pytest.raises(UserError, match="steps"):
         observe(pipe, "a dog", steps=0)
