@@ -79,7 +79,19 @@ def test_ldm_gen_commands(
     assert done.out
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("ldm-gen ")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("ldm-eval ")])
+def test_ldm_eval_commands(
+    command: str,
+    ldm_eval: Callable[..., "Outcome"],
+    storybook_is_tiny: Callable[..., "Outcome"],
+) -> None:
+    few = [{"20": "2"}.get(word, word) for word in shlex.split(command)[1:]]
+    done = ldm_eval(*few)
+    assert done.code == 0, done.err
+    assert done.out.startswith("measure ")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("ldm-")])
 def test_other_commands(command: str, workdir: Path) -> None:
     words = shlex.split(command)
     if words[:2] == ["pip", "install"]:

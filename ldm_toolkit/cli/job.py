@@ -72,11 +72,12 @@ def run(request: JobRequest, stop: Stop) -> int:
 
 def _drawn(request: JobRequest, job: "Job", rank: int, world: int) -> "Iterator[Done]":
     """Load the model; the rows as they are drawn or found."""
-    from ldm_toolkit.hardware import threads_per_process
+    from ldm_toolkit.hardware import take_own_gpu, threads_per_process
     from ldm_toolkit.jobs import run_job
 
     if not request.quiet:
         note(f"loading {request.choice.model}")
+    take_own_gpu()
     threads = request.threads
     if threads is None and world > 1:
         threads = threads_per_process(world)

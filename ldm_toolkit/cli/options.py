@@ -210,7 +210,7 @@ def _add_field(
 
 def add_machine_options(group: argparse._ArgumentGroup) -> None:
     """Which model draws, with what goes onto it, and where it computes."""
-    _add_model_options(group)
+    _add_model(group)
     group.add_argument(
         "--device",
         default="auto",
@@ -238,7 +238,7 @@ def add_machine_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--threads", metavar="N", help="processor threads (default: torch's choice)")
 
 
-def _add_model_options(group: argparse._ArgumentGroup) -> None:
+def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model",
         metavar="MODEL",

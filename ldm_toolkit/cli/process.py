@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 
+from ldm_toolkit.allocation import keep_freed_memory
 from ldm_toolkit.cli.terminal import Stop, Stopped, called, note, stoppable
 from ldm_toolkit.errors import LdmToolkitError, is_out_of_memory
 
@@ -74,6 +75,7 @@ def prepare_process(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Waiting threads that spin take the cores from what else runs: 98 s for a picture, not 11.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     if debug:
