@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
+from ldm_toolkit.cli import explain_request
 from ldm_toolkit.models import identity
 from ldm_toolkit.storybook import __main__ as storybook
 from ldm_toolkit.training.config import UNetConfig, VAEConfig
@@ -97,6 +98,10 @@ def test_other_commands(command: str, workdir: Path) -> None:
         with open(REPO / "pyproject.toml", "rb") as file:
             extras = tomllib.load(file)["project"]["optional-dependencies"]
         assert set(re.findall(r"\w+", words[2])) <= set(extras)
+    elif words[0] == "ldm-explain":
+        # Its page is made in test_cli_explain; here what is asked for has to be right.
+        request = explain_request.check(explain_request.parse(words[1:]))
+        assert f"`{request.folder}/`" in README
     elif words[:2] == ["accelerate", "launch"]:
         assert (REPO / words[2]).is_file()
         config = VAEConfig if "vae" in words[2] else UNetConfig

@@ -29,6 +29,7 @@ __all__ = [
     "add_picture_options",
     "build_parser",
     "flag",
+    "list_schedulers",
     "parse",
     "versions",
 ]
@@ -66,7 +67,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UserError in place of usage and exit."""
         if "required: PROMPT" in message:
-            message = 'say what to draw: ldm-gen "a dog wearing hat" (--help shows more)'
+            message = f'say what to draw: {self.prog} "a dog wearing hat" (--help shows more)'
         raise UserError(message.removeprefix("argument "))
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -152,11 +153,14 @@ def build_parser(*, promptless: bool = False) -> argparse.ArgumentParser:
     return parser
 
 
-def add_picture_options(group: argparse._ArgumentGroup) -> None:
-    """What a picture is to be: the fields of GenerateOptions but for prompt and strength."""
+def add_picture_options(group: argparse._ArgumentGroup, **usual: Any) -> None:
+    """What a picture is to be: the fields of GenerateOptions but for prompt and strength.
+
+    ``usual`` are defaults that the command has of its own, for the help.
+    """
     for field in dataclasses.fields(GenerateOptions):
         if field.name not in ("prompt", "strength"):
-            _add_field(group, field)
+            _add_field(group, field, usual.get(field.name, field.default))
     group.add_argument("--dim", metavar="PIXELS", help="--width and --height in one")
 
 
@@ -166,7 +170,7 @@ def _add_starting_options(group: argparse._ArgumentGroup) -> None:
         "--mask", metavar="FILE", help="where --image is drawn anew: white; black stays"
     )
     fields = {field.name: field for field in dataclasses.fields(GenerateOptions)}
-    _add_field(group, fields["strength"])
+    _add_field(group, fields["strength"], None)
 
 
 def _add_many_options(group: argparse._ArgumentGroup) -> None:
@@ -197,13 +201,15 @@ def _add_many_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_field(group: argparse._ArgumentGroup, field: "dataclasses.Field[Any]") -> None:
+def _add_field(
+    group: argparse._ArgumentGroup, field: "dataclasses.Field[Any]", default: object
+) -> None:
     """The option of a field of GenerateOptions."""
     group.add_argument(
         flag(field.name),
         dest=field.name,
         metavar=_metavar(field.name),
-        help=field.metadata["help"].replace("%", "%%") + _default(field.default),
+        help=field.metadata["help"].replace("%", "%%") + _default(default),
     )
 
 
@@ -321,7 +327,7 @@ def _add_information(group: argparse._ArgumentGroup) -> None:
         "--list-models", action=Print, text=_list_models, help="names of the bundled models"
     )
     group.add_argument(
-        "--list-schedulers", action=Print, text=_list_schedulers, help="names for --scheduler"
+        "--list-schedulers", action=Print, text=list_schedulers, help="names for --scheduler"
     )
     group.add_argument(
         "--show-tokens",
@@ -354,7 +360,8 @@ def _list_models() -> str:
     return "\n".join(identity.bundled_models())
 
 
-def _list_schedulers() -> str:
+def list_schedulers() -> str:
+    """Every scheduler's name and one line about it."""
     return "\n".join(f"{name}\t{about}" for name, about in schedulers.describe())
 
 

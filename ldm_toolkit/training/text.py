@@ -68,7 +68,7 @@ def start_from(
     know. Raises ModelError where the shapes differ.
     """
     weights = trained.state_dict()
-    embedding = encoder.get_input_embeddings().weight
+    embedding: Any = encoder.get_input_embeddings().weight
     table = next(name for name, value in encoder.named_parameters() if value is embedding)
     before = weights.pop(table)
     mismatched = [
