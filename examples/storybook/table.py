@@ -54,7 +54,8 @@ class Cells:
                 code = ldm_eval([*command, *words, "--seed", "0", "-o", str(folder), "--quiet"])
             if code:
                 raise SystemExit(code)
-        found = json.loads(scores.read_text())["measures"]["adherence"]["scores"]["everything right"]
+        measured = json.loads(scores.read_text())["measures"]["adherence"]["scores"]
+        found = measured["everything right"]
         low, high = 100 * found["low"], 100 * found["high"]
         return f"{100 * found['value']:.1f} ({low:.0f} to {high:.0f})"
 
