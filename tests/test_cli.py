@@ -87,6 +87,18 @@ def test_help_is_fast() -> None:
     assert min(seconds() for _ in range(3)) < 0.5
 
 
+def test_words_that_the_bundled_model_never_saw_are_told_once(
+    ldm_gen: Command, tmp_path: Path
+) -> None:
+    small = ["--steps", "1", "--dim", "64", "--seed", "1", "-o", str(tmp_path / "x.png")]
+    done = ldm_gen("a Zebra wearing hat, zebra (llama:1.2)", *small, "-n", "2", model="storybook")
+    assert done.code == 0
+    assert done.err.count("never saw 'zebra', 'llama': ") == 1
+    for prompt, more in (("a dog wearing hat", []), ("a zebra", ["--quiet"])):
+        done = ldm_gen(prompt, *small, "--overwrite", *more, model="storybook")
+        assert "never saw" not in done.err
+
+
 def test_help_teaches_every_option(ldm_gen: Command) -> None:
     done = ldm_gen("--help", model=None)
     assert done.code == 0

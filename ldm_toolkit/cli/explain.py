@@ -56,7 +56,8 @@ def _write(request: ExplainRequest, folder: Path, stop: Stop) -> str:
     from ldm_toolkit.explain.observed import observe
     from ldm_toolkit.explain.page import COUNT, PAGE, Subject, pictures, write_page
 
-    pipeline = load_pipeline(request.choice, threads=request.threads)
+    told = () if request.quiet else (request.prompt,)
+    pipeline = load_pipeline(request.choice, threads=request.threads, prompts=told)
 
     def watched(run: "Run") -> "Iterable[Step]":
         steps = stop.between(run)

@@ -105,7 +105,10 @@ def _generate(request: Request, stop: Stop) -> int:
     if request.choice.compile and request.count < _PAYS_FROM and not request.quiet:
         note("compiling takes a minute or more first; it pays in jobs of many pictures")
     threads = threads_for(request.threads, request.original)
-    pipe = load_pipeline(request.choice, threads=threads, original=request.original)
+    prompts = () if request.quiet else (request.options.prompt,)
+    pipe = load_pipeline(
+        request.choice, threads=threads, original=request.original, prompts=prompts
+    )
     code = 0
     thumbnails: list[Image.Image] = []
     first = None

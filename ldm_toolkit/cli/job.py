@@ -81,7 +81,9 @@ def _drawn(request: JobRequest, job: "Job", rank: int, world: int) -> "Iterator[
     threads = request.threads
     if threads is None and world > 1:
         threads = threads_per_process(world)
-    pipe = load_pipeline(request.choice, threads=threads)
+    told = rank == 0 and not request.quiet
+    prompts = [row.options.prompt for row in request.rows] if told else ()
+    pipe = load_pipeline(request.choice, threads=threads, prompts=prompts)
     return run_job(pipe, job, rank=rank, world=world)
 
 
