@@ -10,21 +10,18 @@ memory for all contenders together.
 """
 
 import argparse
-import itertools
-import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from bench_tools import Worker, bundled, processor, random_sd15, running, versions
+from bench_tools import bundled, random_sd15, versions
+
+from ldm_toolkit.evaluation.speed import Contender, Worker, command_of, processor, running
 
 CONTENDERS = {
     "diffusers": "diffusers, its default (float32)",
@@ -33,8 +30,7 @@ CONTENDERS = {
     "ours-compiled": "ldm_toolkit, `compile`",
 }
 PROMPT = "a dog wearing hat"
-GUIDANCE = 7.5
-SEED = 42
+DRAWING = {"guidance": 7.5, "scheduler": "ddim"}
 # What a script without a pipeline imports and reads before it can begin.
 BARE = """
 import sys, time
@@ -78,11 +74,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns a contender (default: 3)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
-    parser.add_argument("--worker", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker is not None:
-        work(*arguments.worker, threads=arguments.threads)
-        return
     print(f"{processor()}, {arguments.threads} threads, {versions()}")
     print(f"a product of matrices is {ceiling(arguments.threads):.2f}x as fast in bfloat16 here")
     if arguments.only != "sd15":
@@ -106,9 +98,8 @@ def bench(title: str, model: Path, steps: int, arguments: argparse.Namespace) ->
     """Let the contenders take turns and print their table."""
     with tempfile.TemporaryDirectory() as folder:
         pictures = {name: str(Path(folder) / f"{name}.npy") for name in arguments.contenders}
-        threads = ["--threads", str(arguments.threads)]
         commands = {
-            name: [sys.executable, __file__, "--worker", name, str(model), *threads]
+            name: command_of(contender(name, model, arguments.threads))
             for name in arguments.contenders
         }
         with running(commands) as workers:
@@ -121,67 +112,13 @@ def bench(title: str, model: Path, steps: int, arguments: argparse.Namespace) ->
         _print_table(title, workers, pictures)
 
 
-def work(name: str, folder: str, *, threads: int) -> None:
-    """The contender's process: load, then draw for each line on stdin."""
-    import numpy as np
-    import torch
-
-    torch.set_num_threads(threads)
-    draw = _loaded(name, folder)
-    print(json.dumps({"loaded": True}), flush=True)
-    for line in sys.stdin:
-        order = json.loads(line)
-        began = time.perf_counter()
-        stamps: list[float] = []
-        picture = draw(order["steps"], stamps)
-        seconds = time.perf_counter() - began
-        between = [later - earlier for earlier, later in itertools.pairwise(stamps)]
-        np.save(order["picture"], np.asarray(picture))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        answer = {"seconds": seconds, "step": statistics.median(between), "peak": peak}
-        print(json.dumps(answer), flush=True)
-
-
-def _loaded(name: str, folder: str) -> Callable[[int, list[float]], Any]:
-    """The contender as a function of steps and of the list that gets the time after each."""
-    import torch
-
+def contender(name: str, model: Path, threads: int) -> Contender:
+    """What draws under this name."""
+    shared = {"model": str(model), "threads": threads, "prompt": PROMPT, "drawing": DRAWING}
     if name.startswith("diffusers"):
-        from diffusers import DDIMScheduler, StableDiffusionPipeline
-
-        # transformers 5 alone would keep the file's float16 for the text encoder.
-        dtype = torch.bfloat16 if name == "diffusers-bf16" else torch.float32
-        pipe = StableDiffusionPipeline.from_pretrained(
-            folder, safety_checker=None, torch_dtype=dtype
-        )
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-        pipe.set_progress_bar_config(disable=True)
-
-        def theirs(steps: int, stamps: list[float]) -> Any:
-            def after(_pipe: Any, _step: int, _timestep: Any, kept: dict[str, Any]) -> Any:
-                stamps.append(time.perf_counter())
-                return kept
-
-            return pipe(
-                PROMPT,
-                num_inference_steps=steps,
-                guidance_scale=GUIDANCE,
-                generator=torch.Generator("cpu").manual_seed(SEED),
-                callback_on_step_end=after,
-            ).images[0]
-
-        return theirs
-    from ldm_toolkit import LatentPipeline
-
-    own = LatentPipeline.from_pretrained(folder, compile=name == "ours-compiled")
-
-    def ours(steps: int, stamps: list[float]) -> Any:
-        run = own.stream(PROMPT, steps=steps, guidance=GUIDANCE, seed=SEED, scheduler="ddim")
-        for _ in run:
-            stamps.append(time.perf_counter())
-        return run.result.images[0]
-
-    return ours
+        dtype = "bfloat16" if name == "diffusers-bf16" else "float32"
+        return Contender(kind="diffusers", loading={"dtype": dtype}, **shared)
+    return Contender(kind="ours", loading={"compile": name == "ours-compiled"}, **shared)
 
 
 def cold_start(arguments: argparse.Namespace) -> None:
@@ -211,7 +148,7 @@ def _print_table(title: str, workers: dict[str, Worker], pictures: dict[str, str
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, worker in workers.items():
         whole, step = worker.median("seconds"), worker.median("step")
-        peak = worker.answers[-1]["peak"] / 1024
+        peak = worker.answers[-1]["peak"]
         print(
             f"| {CONTENDERS[name]} | {whole:.2f} | {base.median('seconds') / whole:.2f}x "
             f"| {step:.3f} | {base.median('step') / step:.2f}x | {peak:.1f} "

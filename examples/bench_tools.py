@@ -1,63 +1,7 @@
-"""What the benchmarks share: contenders in processes of their own, models, the machine's name."""
+"""What the benchmarks share: models and versions."""
 
-import contextlib
-import json
-import platform
-import statistics
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-
-class Worker:
-    """A contender in a process of its own: a JSON object on stdin, a JSON object back."""
-
-    def __init__(self, name: str, command: Sequence[str]) -> None:
-        self.name = name
-        self.answers: list[dict[str, Any]] = []
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.loaded = self._answer()
-
-    def ask(self, **order: Any) -> None:
-        """Let it do something; the first is the warm-up."""
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        self.answers.append(self._answer())
-
-    def end(self) -> None:
-        """Let the process end."""
-        self._process.communicate()
-
-    def median(self, key: str) -> float:
-        """Of a figure over the rounds, without the warm-up."""
-        return statistics.median(answer[key] for answer in self.answers[1:])
-
-    def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline() if self._process.stdout is not None else ""
-        if not line:
-            sys.exit(f"{self.name} ended early; run it alone: --contenders {self.name}")
-        return json.loads(line)
-
-
-@contextlib.contextmanager
-def running(commands: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Worker]]:
-    """The contenders' processes by name; they end with the block."""
-    workers: dict[str, Worker] = {}
-    try:
-        for name, command in commands.items():
-            workers[name] = Worker(name, command)
-        yield workers
-    finally:
-        for worker in workers.values():
-            worker.end()
 
 
 def random_sd15(folder: Path) -> Path:
@@ -99,15 +43,6 @@ def bundled() -> Path:
     from ldm_toolkit.models.identity import find_model
 
     return find_model("storybook")
-
-
-def processor() -> str:
-    """The processor's name."""
-    lines: Iterator[str] = iter(())
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = (line for line in cpuinfo.read_text().splitlines() if "model name" in line)
-    return next(lines, f":{platform.processor() or platform.machine()}").partition(":")[2].strip()
 
 
 def versions() -> str:

@@ -30,8 +30,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench_tools import Worker, bundled, processor, random_sd15, running, versions
+from bench_tools import bundled, random_sd15, versions
 
+from ldm_toolkit.evaluation.speed import Worker, processor, running
 from ldm_toolkit.training.config import UNetConfig
 
 CONTENDERS = {

@@ -22,6 +22,7 @@ __all__ = [
     "NumericalError",
     "UserError",
     "first_line",
+    "install_hint",
     "is_out_of_memory",
     "listed",
     "suggestion",
@@ -89,6 +90,11 @@ def listed(names: Iterable[str]) -> str:
     shown = [name[:160] for name in names]
     more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     return ", ".join(shown[:_SHOWN]) + more
+
+
+def install_hint(extra: str) -> str:
+    """The command that brings what an optional part of the package needs."""
+    return f"pip install 'ldm-toolkit[{extra}]'"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

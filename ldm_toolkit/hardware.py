@@ -21,6 +21,7 @@ __all__ = [
     "lay_out",
     "native_bf16",
     "set_attention",
+    "take_own_gpu",
     "threads_per_process",
     "versions",
 ]
@@ -124,6 +125,13 @@ def threads_per_process(local: int = 1) -> int:
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     usable = len(affinity(0)) if affinity is not None else os.cpu_count()
     return max(1, (usable or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", local)))
+
+
+def take_own_gpu() -> None:
+    """Of several processes on a machine each computes on a GPU of its own when it says "cuda"."""
+    local = os.environ.get("LOCAL_RANK", "")
+    if local.isdecimal() and torch.cuda.is_available():
+        torch.cuda.set_device(int(local) % torch.cuda.device_count())
 
 
 def lay_out(networks: Iterable[Any], dtype: torch.dtype) -> str:

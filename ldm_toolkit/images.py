@@ -292,13 +292,15 @@ def contact_sheet(
 ) -> Image.Image:
     """Small copies of ``pictures`` in a grid, each with its label below: one RGB picture.
 
+    A label may have several lines.
     Raises InputError when there is nothing to show or a label is missing.
     """
     if not pictures or len(pictures) != len(labels):
         raise InputError("a contact sheet needs at least one picture and one label for each")
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    gap, line = 8, 16
+    lines = max(label.count("\n") for label in labels)
+    gap, line = 8, 16 + 15 * lines
     size = (columns * (cell + gap) + gap, rows * (cell + line + gap) + gap)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
@@ -306,7 +308,7 @@ def contact_sheet(
         left = gap + (index % columns) * (cell + gap)
         top = gap + (index // columns) * (cell + line + gap)
         sheet.paste(ImageOps.contain(picture.convert("RGB"), (cell, cell)), (left, top))
-        draw.text((left, top + cell + 2), label, fill="black")
+        draw.text((left, top + cell + 2), label, fill="black", spacing=4)
     return sheet
 
 

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ldm_toolkit import schedulers
-from ldm_toolkit.errors import InputError, LdmToolkitError, UserError, suggestion
+from ldm_toolkit.errors import (
+    InputError,
+    LdmToolkitError,
+    UserError,
+    install_hint,
+    suggestion,
+)
 from ldm_toolkit.recipe import GenerateOptions
 from ldm_toolkit.values import counted, without_repeats
 
@@ -21,8 +27,18 @@ _MAX_BYTES = 64 << 20
 _MAX_PROMPT = 32_000
 _SHOWN = 20
 _UNKNOWN = "unknown column"
-_ALIASES = {"negative": "negative_prompt", "text": "prompt", "caption": "prompt"}
+_ALIASES = {
+    "negative": "negative_prompt",
+    "text": "prompt",
+    "caption": "prompt",
+    "guidance_scale": "guidance",  # diffusers' names and the web UIs'
+    "num_inference_steps": "steps",
+    "cfg_scale": "guidance",
+    "sampler": "scheduler",
+}
 COLUMNS = (*(field.name for field in dataclasses.fields(GenerateOptions)), "image", "mask")
+_SIDES = "dim"  # the option that sets width and height
+_KNOWN = (*COLUMNS, _SIDES)
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,7 @@ def read_rows(
         shown = "; ".join(problems[:_SHOWN])
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         if any(_UNKNOWN in problem for problem in problems):
-            more += f" (columns are {', '.join(COLUMNS)})"
+            more += f" (columns are {', '.join(_KNOWN)})"
         raise InputError(f"{counted(len(problems), 'bad row')}: {shown}{more}")
     if not found:
         raise InputError(f"{path} holds no prompt")
@@ -185,7 +201,7 @@ def _csv(lines: list[tuple[int, str]], name: str, problems: list[str]) -> Record
                 continue
             if header is None:
                 header = [cell.strip() for cell in cells]
-                if "prompt" not in [_ALIASES.get(cell, cell) for cell in header]:
+                if "prompt" not in map(_field, header):
                     raise InputError(f"{where}: the first line must name the columns, with prompt")
                 columns = [cell for cell in header if cell]
                 if len(set(columns)) != len(columns):
@@ -204,12 +220,12 @@ def _csv(lines: list[tuple[int, str]], name: str, problems: list[str]) -> Record
 
 def _parsed(name: str, cell: str) -> Any:
     """A cell as the type that its column holds, None where it is empty; else as it is."""
-    name = _ALIASES.get(name, name)
+    name = _field(name)
     if not cell.strip():
         return None
-    if name not in COLUMNS or name in ("image", "mask"):
+    if name not in _KNOWN or name in ("image", "mask"):
         return cell.strip()
-    kind = kind_of(name)
+    kind = int if name == _SIDES else kind_of(name)
     try:
         if kind is tuple:
             return tuple(float(part) for part in cell.split(","))
@@ -220,13 +236,19 @@ def _parsed(name: str, cell: str) -> Any:
 
 def _unknown_columns(names: Iterable[str], where: str, problems: list[str]) -> set[str]:
     """The columns of a table that there are not; told once, and not again in every row."""
-    unknown = {name for name in names if _ALIASES.get(name, name) not in COLUMNS}
+    unknown = {name for name in names if _field(name) not in _KNOWN}
     problems += [f"{where}: {_unknown(name)}" for name in names if name in unknown]
     return unknown
 
 
 def _unknown(name: str) -> str:
-    return f"{_UNKNOWN} {name!r:.80}{suggestion(name, COLUMNS)}"
+    return f"{_UNKNOWN} {name!r:.80}{suggestion(name, _KNOWN)}"
+
+
+def _field(column: str) -> str:
+    """What a column means, which may be called as its option is typed: ``clip-skip``."""
+    name = column.replace("-", "_")
+    return _ALIASES.get(name, name)
 
 
 def _parquet(path: Path, problems: list[str]) -> Records:
@@ -234,7 +256,9 @@ def _parquet(path: Path, problems: list[str]) -> Records:
         from pyarrow import ArrowException
         from pyarrow.parquet import read_table
     except ImportError:
-        raise InputError(f"{path}: reading .parquet needs pyarrow; pip install pyarrow") from None
+        raise InputError(
+            f"{path}: reading .parquet needs pyarrow: {install_hint('train')}"
+        ) from None
     try:
         table = read_table(path)
         rows = table.to_pylist()
@@ -280,15 +304,20 @@ def _named(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     """The values that a row gives by field; what cannot be one is noted and left out."""
     named: dict[str, Any] = {}
     for key, value in values.items():
-        name = _ALIASES.get(key, key)
+        name = _field(key)
         if not key:
             problems.append(f"{value!r:.80} stands in a column without a name")
-        elif name not in COLUMNS:
+        elif name not in _KNOWN:
             problems.append(_unknown(key))
         elif value is not None and name in named:
             problems.append(f"{name} is given twice")
         elif value is not None:
             named[name] = value
+    side = named.pop(_SIDES, None)
+    if side is not None and {"width", "height"} & named.keys():
+        problems.append("dim sets width and height: leave those away")
+    elif side is not None:
+        named |= {"width": side, "height": side}
     prompt = str(named.get("prompt", ""))
     if not prompt.strip():
         problems.append("no prompt")

@@ -1,4 +1,4 @@
-"""Runs ``ldm-gen`` inside the test process and puts back what it changes."""
+"""Runs ``ldm-gen`` and ``ldm-eval`` inside the test process and puts back what they change."""
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ldm_toolkit.cli.generate import main
+from ldm_toolkit.cli import evaluate, generate
 from ldm_toolkit.pipeline import LatentPipeline
 
 
@@ -54,10 +54,9 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture
-def real_ldm_gen(workdir: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """``real_ldm_gen("a dog", "--model", folder)``: the command in this process, as it is."""
-
+def _runner(
+    main: Callable[[list[str]], int], capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
     def run(*arguments: object) -> Outcome:
         capfd.readouterr()
         with process_state_kept():
@@ -69,18 +68,32 @@ def real_ldm_gen(workdir: Path, capfd: pytest.CaptureFixture[str]) -> Callable[.
 
 
 @pytest.fixture
-def ldm_gen(
-    real_ldm_gen: Callable[..., Outcome],
-    tiny_model: Path,
-    pipe: LatentPipeline,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Outcome]:
-    """``ldm_gen("a dog", "--steps", 2)``: the command in this process, the model loaded once."""
+def real_ldm_gen(workdir: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """``real_ldm_gen("a dog", "--model", folder)``: the command in this process, as it is."""
+    return _runner(generate.main, capfd)
+
+
+@pytest.fixture
+def ldm_eval(workdir: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """``ldm_eval("fid", "--images", folder)``: the command in this process, as it is."""
+    return _runner(evaluate.main, capfd)
+
+
+@pytest.fixture
+def loaded_once(pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever model a command names, it is the tiny one, loaded once."""
 
     def loaded(model: str, **_: Any) -> LatentPipeline:
         return pipe
 
     monkeypatch.setattr(LatentPipeline, "from_pretrained", loaded)
+
+
+@pytest.fixture
+def ldm_gen(
+    real_ldm_gen: Callable[..., Outcome], tiny_model: Path, loaded_once: None
+) -> Callable[..., Outcome]:
+    """``ldm_gen("a dog", "--steps", 2)``: the command in this process, the model loaded once."""
 
     def run(*arguments: object, model: Path | None = tiny_model) -> Outcome:
         named = () if model is None else ("--model", model)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from samples import HOSTILE_TEXTS
@@ -84,6 +85,18 @@ def test_help_is_fast() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_words_that_the_bundled_model_never_saw_are_told_once(
+    ldm_gen: Command, tmp_path: Path
+) -> None:
+    small = ["--steps", "1", "--dim", "64", "--seed", "1", "-o", str(tmp_path / "x.png")]
+    done = ldm_gen("a Zebra wearing hat, zebra (llama:1.2)", *small, "-n", "2", model="storybook")
+    assert done.code == 0
+    assert done.err.count("never saw 'zebra', 'llama': ") == 1
+    for prompt, more in (("a dog wearing hat", []), ("a zebra", ["--quiet"])):
+        done = ldm_gen(prompt, *small, "--overwrite", *more, model="storybook")
+        assert "never saw" not in done.err
 
 
 def test_help_teaches_every_option(ldm_gen: Command) -> None:
@@ -356,6 +369,29 @@ def test_intermediates(ldm_gen: Command, workdir: Path) -> None:
     assert (workdir / "a-cat-7-2-steps").is_dir()
     plain = ldm_gen("a cat", "--steps", 5, "--seed", 7, "--scheduler=ddim", "-o", "plain.png")
     assert plain.paths[0].read_bytes() == done.paths[0].read_bytes()
+
+
+@pytest.mark.parametrize("every", [1, 3, 50])
+@pytest.mark.parametrize(
+    "words",
+    [("ddim", 4), ("heun", 3), ("pndm", 3), ("euler", 4), ("dpm++_2m", 4)],
+    ids=lambda w: w[0],
+)
+def test_the_last_step_is_among_them_and_is_the_picture(
+    words: tuple[str, int], every: int, ldm_gen: Command, workdir: Path
+) -> None:
+    """Whatever a scheduler makes of the number of steps."""
+    name, steps = words
+    asked = ("--steps", steps, "--scheduler", name, "--save-intermediates", every)
+    done = ldm_gen("a cat", "--seed", 7, *asked)
+    assert done.code == 0, done.err
+    files = sorted(steps_folder(done.paths[0]).glob("step-*.png"))
+    numbers = [int(path.stem.removeprefix("step-")) for path in files]
+    total = {"heun": 2 * steps - 1, "pndm": steps + 1}.get(name, steps)
+    assert numbers == [n for n in range(1, total + 1) if n % every == 0 or n == total]
+    last, picture = (np.asarray(open_image(p), dtype=int) for p in (files[-1], done.paths[0]))
+    if name != "pndm":  # which averages over steps
+        assert np.abs(last - picture).mean() < 1
 
 
 def test_intermediates_of_a_killed_run_go_with_the_next(ldm_gen: Command, workdir: Path) -> None:

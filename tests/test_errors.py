@@ -1,8 +1,14 @@
 """The tree of exceptions and its exit codes."""
 
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from ldm_toolkit import errors
+
+REPO = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
@@ -28,7 +34,8 @@ def test_every_class_is_public() -> None:
     classes = {
         n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, Exception)
     }
-    others = {"LIBRARY_ERRORS", "first_line", "is_out_of_memory", "listed", "suggestion"}
+    others = {"LIBRARY_ERRORS", "first_line", "install_hint", "is_out_of_memory"}
+    others |= {"listed", "suggestion"}
     assert classes == set(errors.__all__) - others
 
 
@@ -36,6 +43,20 @@ def test_suggestion() -> None:
     assert errors.suggestion("eulr", ["euler", "ddim"]) == "; did you mean 'euler'?"
     assert errors.suggestion("xyzzy", ["euler", "ddim"]) == ""
     assert errors.suggestion("x", []) == ""
+
+
+def test_hints_at_extras_name_such_as_there_are() -> None:
+    """In one form everywhere; imageio's is no extra of ours."""
+    assert errors.install_hint("train") == "pip install 'ldm-toolkit[train]'"
+    extras = tomllib.loads((REPO / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    source = "\n".join(path.read_text() for path in sorted((REPO / "ldm_toolkit").rglob("*.py")))
+    named = re.findall(r"install_hint\(['\"](.*?)['\"]\)", source)
+    named += re.findall(r"pip install 'ldm-toolkit\[(\S+)\]'", source.replace("{extra}", "train"))
+    assert len(named) >= 10
+    assert set(named) <= extras.keys()
+    assert set(re.findall(r"pip install '?([\w-]+)", source)) == {"ldm-toolkit", "imageio"}
 
 
 def test_long_lists_are_cut() -> None:

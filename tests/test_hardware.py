@@ -102,3 +102,16 @@ class TestAttention:
         monkeypatch.setattr(hardware, "find_spec", lambda _: None)
         with pytest.raises(UserError, match="available: auto, sdpa, sliced"):
             LatentPipeline.from_pretrained(tiny_model, device="cpu", attention=name)
+
+
+def test_processes_of_a_machine_take_their_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    hardware.take_own_gpu()
+    for rank in ("0", "1", "2"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        hardware.take_own_gpu()
+    assert taken == [0, 1, 0]

@@ -90,6 +90,31 @@ class TestFormats:
         (found,) = read_rows(write(tmp_path / "p.csv", cells), {})
         assert found.options.guidance_interval == (0.1, 0.9)
 
+    @pytest.mark.parametrize(
+        ("column", "cell", "field", "value"),
+        [
+            ("negative", "rain", "negative_prompt", "rain"),
+            ("negative-prompt", "rain", "negative_prompt", "rain"),
+            ("guidance_scale", "3.5", "guidance", 3.5),
+            ("cfg_scale", "3.5", "guidance", 3.5),
+            ("num_inference_steps", "3", "steps", 3),
+            ("sampler", "Euler a", "scheduler", "euler_a"),
+            ("clip-skip", "1", "clip_skip", 1),
+            ("dim", "256", "width", 256),
+            ("dim", "256", "height", 256),
+        ],
+    )
+    def test_other_names_of_columns(
+        self, column: str, cell: str, field: str, value: Any, tmp_path: Path
+    ) -> None:
+        defaults = {"width": 64, "height": 64, "negative_prompt": "x"}
+        csv = write(tmp_path / "p.csv", f"prompt,{column}\na dog,{cell}\n")
+        typed = value if field != "scheduler" else cell
+        jsonl = write(tmp_path / "p.jsonl", json.dumps({"prompt": "a dog", column: typed}))
+        for file in (csv, jsonl):
+            (row,) = read_rows(file, defaults)
+            assert getattr(row.options, field) == value
+
 
 BAD_ROWS: list[tuple[bytes, str]] = [
     (b'{"prompt": "a"', "not JSON"),
@@ -112,6 +137,9 @@ BAD_ROWS: list[tuple[bytes, str]] = [
     (b'{"prompt": "a", "mask": "none.png"}', "need an image"),
     (b'{"prompt": "a", "strength": 0.5}', "need an image"),
     (b'{"prompt": "a", "text": "b"}', "prompt is given twice"),
+    (b'{"prompt": "a", "dim": 64, "height": 64}', "dim sets width and height: leave those away"),
+    (b'{"prompt": "a", "dim": 65}', "width must be a multiple of 8"),
+    (b'{"prompt": "a", "dime": 64}', "did you mean 'dim'?"),
     (b"[" * 100_000, "not JSON"),
 ]
 

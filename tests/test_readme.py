@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
+from ldm_toolkit.cli import explain_request
 from ldm_toolkit.models import identity
 from ldm_toolkit.storybook import __main__ as storybook
 from ldm_toolkit.training.config import UNetConfig, VAEConfig
@@ -78,13 +79,29 @@ def test_ldm_gen_commands(
     assert done.out
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("ldm-gen ")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("ldm-eval ")])
+def test_ldm_eval_commands(
+    command: str,
+    ldm_eval: Callable[..., "Outcome"],
+    storybook_is_tiny: Callable[..., "Outcome"],
+) -> None:
+    few = [{"20": "2", "4": "1"}.get(word, word) for word in shlex.split(command)[1:]]
+    done = ldm_eval(*few)
+    assert done.code == 0, done.err
+    assert done.out.startswith("measure ")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("ldm-")])
 def test_other_commands(command: str, workdir: Path) -> None:
     words = shlex.split(command)
     if words[:2] == ["pip", "install"]:
         with open(REPO / "pyproject.toml", "rb") as file:
             extras = tomllib.load(file)["project"]["optional-dependencies"]
         assert set(re.findall(r"\w+", words[2])) <= set(extras)
+    elif words[0] == "ldm-explain":
+        # Its page is made in test_cli_explain; here what is asked for has to be right.
+        request = explain_request.check(explain_request.parse(words[1:]))
+        assert f"`{request.folder}/`" in README
     elif words[:2] == ["accelerate", "launch"]:
         assert (REPO / words[2]).is_file()
         config = VAEConfig if "vae" in words[2] else UNetConfig

@@ -7,11 +7,8 @@ and every mistake answer at once. stdout is data (a path a line), stderr is for 
 import dataclasses
 import logging
 import math
-import os
 import sys
 import time
-import traceback
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +17,10 @@ from ldm_toolkit.cli.loading import load_pipeline, threads_for
 from ldm_toolkit.cli.options import parse
 from ldm_toolkit.cli.output import grid_file, picture_line, steps_folder
 from ldm_toolkit.cli.plan import plan
+from ldm_toolkit.cli.process import prepare_process, run_command
 from ldm_toolkit.cli.request import JobRequest, Request, check
-from ldm_toolkit.cli.terminal import Stop, Stopped, follow, note, one_line, stoppable, to_stdout
-from ldm_toolkit.errors import CannotWrite, LdmToolkitError, is_out_of_memory
+from ldm_toolkit.cli.terminal import Stop, follow, note, one_line, to_stdout
+from ldm_toolkit.errors import CannotWrite
 from ldm_toolkit.files import staged_directory
 
 if TYPE_CHECKING:
@@ -43,26 +41,23 @@ _PAYS_FROM = 20
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ldm-gen`` with ``argv`` (default: the process's own) and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    debug = "--debug" in ours
-    with stoppable() as stop:
-        try:
-            request = check(parse(arguments))
-            _prepare_process(request, debug=debug)
-            return _run(request, stop)
-        except SystemExit as exit_:  # --help, --version, --list-...
-            return exit_.code if isinstance(exit_.code, int) else 0
-        except (Stopped, KeyboardInterrupt):
-            note("stopped")
-            return stop.code or 130
-        except Exception as error:  # noqa: BLE001 - the last place where it can become one line
-            if stop.code is not None:  # a library made another error of the signal
-                note("stopped")
-                return stop.code
-            if debug:
-                traceback.print_exc()
-            return _report(error, debug=debug)
+    return run_command("ldm-gen", argv, _main)
+
+
+def _main(arguments: list[str], stop: Stop, debug: bool) -> int:
+    """Check the command line and do what it asks for; return the exit code."""
+    request = check(parse(arguments))
+    original = request.original if isinstance(request, Request) else None
+    # How long the compiler took is news only to who asked for it.
+    level = logging.INFO if request.choice.compile else logging.WARNING
+    prepare_process(
+        "ldm-gen",
+        online=request.choice.on_hub,
+        threads=threads_for(request.threads, original),
+        told=None if request.quiet else level,
+        debug=debug,
+    )
+    return _run(request, stop)
 
 
 def _run(request: Request | JobRequest, stop: Stop) -> int:
@@ -78,51 +73,6 @@ def _run(request: Request | JobRequest, stop: Stop) -> int:
         _show_tokens(request)
         return 0
     return _generate(request, stop)
-
-
-def _report(error: Exception, *, debug: bool) -> int:
-    """Say what happened in one line; return the exit code."""
-    if isinstance(error, LdmToolkitError):
-        code, text = error.exit_code, str(error)
-    elif is_out_of_memory(error):
-        code = 1
-        text = (
-            "out of memory; try a smaller --width and --height (or --dim), --dtype bfloat16, "
-            "or --device cpu"
-        )
-    else:
-        code, text = 1, f"unexpected {type(error).__name__}: {error}"
-        if not debug:
-            text += "; run again with --debug for the traceback"
-    note(f"error: {text}")
-    return code
-
-
-def _prepare_process(request: Request | JobRequest, *, debug: bool) -> None:
-    """Settle what libraries read when they are imported: no network, no code of strangers."""
-    if not request.choice.on_hub:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ["TRANSFORMERS_OFFLINE"] = "1"
-    os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Waiting threads that spin take the cores from what else runs: 98 s for a picture, not 11.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    original = request.original if isinstance(request, Request) else None
-    threads = threads_for(request.threads, original)
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-    if debug:
-        logging.basicConfig(level=logging.INFO)
-        return
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    os.environ["TRANSFORMERS_VERBOSITY"] = os.environ["DIFFUSERS_VERBOSITY"] = "error"
-    warnings.simplefilter("ignore")
-    logging.basicConfig(level=logging.ERROR, format="ldm-gen: %(message)s")
-    if not request.quiet:
-        # How long the compiler took is news only to who asked for it.
-        level = logging.INFO if request.choice.compile else logging.WARNING
-        logging.getLogger("ldm_toolkit").setLevel(level)
 
 
 def _show_tokens(request: Request) -> None:
@@ -155,7 +105,10 @@ def _generate(request: Request, stop: Stop) -> int:
     if request.choice.compile and request.count < _PAYS_FROM and not request.quiet:
         note("compiling takes a minute or more first; it pays in jobs of many pictures")
     threads = threads_for(request.threads, request.original)
-    pipe = load_pipeline(request.choice, threads=threads, original=request.original)
+    prompts = () if request.quiet else (request.options.prompt,)
+    pipe = load_pipeline(
+        request.choice, threads=threads, original=request.original, prompts=prompts
+    )
     code = 0
     thumbnails: list[Image.Image] = []
     first = None

@@ -16,7 +16,7 @@ from ldm_toolkit.values import counted
 if TYPE_CHECKING:
     from ldm_toolkit.jobs import Done, Job
 
-__all__ = ["run"]
+__all__ = ["run", "share"]
 
 
 def run(request: JobRequest, stop: Stop) -> int:
@@ -26,7 +26,7 @@ def run(request: JobRequest, stop: Stop) -> int:
     """
     from ldm_toolkit.jobs import finished_job, open_job
 
-    rank, world = _share()
+    rank, world = share()
     started = time.monotonic()
     job = open_job(
         request.rows,
@@ -72,19 +72,22 @@ def run(request: JobRequest, stop: Stop) -> int:
 
 def _drawn(request: JobRequest, job: "Job", rank: int, world: int) -> "Iterator[Done]":
     """Load the model; the rows as they are drawn or found."""
-    from ldm_toolkit.hardware import threads_per_process
+    from ldm_toolkit.hardware import take_own_gpu, threads_per_process
     from ldm_toolkit.jobs import run_job
 
     if not request.quiet:
         note(f"loading {request.choice.model}")
+    take_own_gpu()
     threads = request.threads
     if threads is None and world > 1:
         threads = threads_per_process(world)
-    pipe = load_pipeline(request.choice, threads=threads)
+    told = rank == 0 and not request.quiet
+    prompts = [row.options.prompt for row in request.rows] if told else ()
+    pipe = load_pipeline(request.choice, threads=threads, prompts=prompts)
     return run_job(pipe, job, rank=rank, world=world)
 
 
-def _share() -> tuple[int, int]:
+def share() -> tuple[int, int]:
     """Which process of how many this is, as torchrun and accelerate say. Raises UserError."""
     texts = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if None in texts:

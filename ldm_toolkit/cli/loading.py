@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ldm_toolkit.cli.model import ModelChoice
 from ldm_toolkit.cli.terminal import note
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import UserError, listed
+from ldm_toolkit.models.identity import bundled_models
+from ldm_toolkit.models.vocabulary import unknown_words
 
 if TYPE_CHECKING:
     from ldm_toolkit.pipeline import LatentPipeline
@@ -18,9 +20,16 @@ __all__ = ["load_pipeline", "threads_for"]
 
 
 def load_pipeline(
-    choice: ModelChoice, *, threads: int | None, original: "Original | None" = None
+    choice: ModelChoice,
+    *,
+    threads: int | None,
+    original: "Original | None" = None,
+    prompts: Iterable[str] = (),
 ) -> "LatentPipeline":
-    """Load the model with its LoRAs and embeddings; for a replay as the picture was made."""
+    """Load the model with its LoRAs and embeddings; for a replay as the picture was made.
+
+    A bundled model knows few words: which of ``prompts`` it never saw is told.
+    """
     from ldm_toolkit.pipeline import LatentPipeline
 
     if threads is not None:
@@ -48,7 +57,20 @@ def load_pipeline(
         pipe.load_embedding(path, word)
     if original is not None:
         _compare_weights(original, pipe)
+    _tell_unseen(choice.model, pipe, prompts)
     return pipe
+
+
+def _tell_unseen(model: str, pipe: "LatentPipeline", prompts: Iterable[str]) -> None:
+    if model not in bundled_models():
+        return
+    words = unknown_words(prompts, pipe.components.tokenizer.get_vocab())
+    if words:
+        note(
+            f"{model} is a small model and never saw {listed(map(repr, words))}: the picture shows "
+            "what it knows; a large model knows more, e.g. --model "
+            "stable-diffusion-v1-5/stable-diffusion-v1-5, or a folder"
+        )
 
 
 def threads_for(asked: int | None, original: "Original | None") -> int | None:

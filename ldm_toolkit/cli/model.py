@@ -66,8 +66,8 @@ class ModelChoice:
             "compile": self.compile,
             "threads": threads,
             "tokenizer": _file_hashes(self.tokenizer) if self.tokenizer is not None else None,
-            "loras": [(sha256_file(path), scale) for path, scale in self.loras],
-            "embeddings": [(sha256_file(path), word) for path, word in self.embeddings],
+            "loras": [(identity.adapter_sha256(path), scale) for path, scale in self.loras],
+            "embeddings": [(identity.adapter_sha256(path), word) for path, word in self.embeddings],
         }
 
     @property
@@ -229,7 +229,7 @@ def _other_adapters(
         ("--lora", original.recipe.loras, [path for path, _ in loras]),
         ("--embedding", original.recipe.embeddings, [path for path, _ in embeddings]),
     ):
-        given = [sha256_file(path) for path in files if path.is_file()]
+        given = [identity.adapter_sha256(path) for path in files if path.is_file()]
         wanted = {str(one.get("sha256")): one for one in recorded}
         for digest, one in wanted.items():
             if digest not in given:
@@ -254,7 +254,7 @@ def _lora(
             path, given = Path(head), float(tail)
     scale = 1.0 if given is None else given
     if given is None and recorded and path.is_file():
-        digest = sha256_file(path)
+        digest = identity.adapter_sha256(path)
         scale = next((float(one["scale"]) for one in recorded if one.get("sha256") == digest), 1.0)
     if not math.isfinite(scale):
         problems.append(f"--lora: the scale must be a finite number, not {tail}")

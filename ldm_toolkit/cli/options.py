@@ -19,7 +19,20 @@ from ldm_toolkit.models import identity
 from ldm_toolkit.promptfile import kind_of
 from ldm_toolkit.recipe import GenerateOptions
 
-__all__ = ["ATTENTION", "DTYPES", "FORMATS", "build_parser", "flag", "parse"]
+__all__ = [
+    "ATTENTION",
+    "DTYPES",
+    "FORMATS",
+    "Parser",
+    "Print",
+    "add_machine_options",
+    "add_picture_options",
+    "build_parser",
+    "flag",
+    "list_schedulers",
+    "parse",
+    "versions",
+]
 
 _EXAMPLES = """\
 examples:
@@ -48,13 +61,13 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 FORMATS = tuple(dict.fromkeys(PICTURE_SUFFIXES.values()))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse whose errors are ours: one line, with advice."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError in place of usage and exit."""
         if "required: PROMPT" in message:
-            message = 'say what to draw: ldm-gen "a dog wearing hat" (--help shows more)'
+            message = f'say what to draw: {self.prog} "a dog wearing hat" (--help shows more)'
         raise UserError(message.removeprefix("argument "))
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -62,9 +75,14 @@ class _Parser(argparse.ArgumentParser):
         if message:
             to_stdout(message.rstrip("\n"))
 
+    @property
+    def flags(self) -> list[str]:
+        """Every option, with its dashes."""
+        return list(self._option_string_actions)
+
     def refuse_unknown(self, arguments: Sequence[str]) -> None:
         """Name every unknown option, with the known one that it resembles."""
-        known = list(self._option_string_actions)
+        known = self.flags
         problems = []
         for word in arguments:
             if word == "--":
@@ -85,7 +103,7 @@ class _Parser(argparse.ArgumentParser):
             )
 
 
-class _Print(argparse.Action):
+class Print(argparse.Action):
     """An option that prints something and ends, such as --list-models."""
 
     def __init__(
@@ -110,7 +128,7 @@ def build_parser(*, promptless: bool = False) -> argparse.ArgumentParser:
 
     ``promptless``: the prompts are in a picture or a file, not on the command line.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="ldm-gen",
         usage="ldm-gen PROMPT [options]\n"
         "       ldm-gen --prompts FILE -o FOLDER/ [options]\n"
@@ -126,19 +144,23 @@ def build_parser(*, promptless: bool = False) -> argparse.ArgumentParser:
         parser.set_defaults(prompt=None)
     else:
         parser.add_argument("prompt", metavar="PROMPT", help="what to draw, in quotes")
-    _add_picture_options(parser.add_argument_group("the picture"))
+    add_picture_options(parser.add_argument_group("the picture"))
     _add_starting_options(parser.add_argument_group("from a picture"))
     _add_many_options(parser.add_argument_group("many pictures, or one again"))
-    _add_machine_options(parser.add_argument_group("model and machine"))
+    add_machine_options(parser.add_argument_group("model and machine"))
     _add_output_options(parser.add_argument_group("output"))
     _add_information(parser.add_argument_group("information"))
     return parser
 
 
-def _add_picture_options(group: argparse._ArgumentGroup) -> None:
+def add_picture_options(group: argparse._ArgumentGroup, **usual: Any) -> None:
+    """What a picture is to be: the fields of GenerateOptions but for prompt and strength.
+
+    ``usual`` are defaults that the command has of its own, for the help.
+    """
     for field in dataclasses.fields(GenerateOptions):
         if field.name not in ("prompt", "strength"):
-            _add_field(group, field)
+            _add_field(group, field, usual.get(field.name, field.default))
     group.add_argument("--dim", metavar="PIXELS", help="--width and --height in one")
 
 
@@ -148,7 +170,7 @@ def _add_starting_options(group: argparse._ArgumentGroup) -> None:
         "--mask", metavar="FILE", help="where --image is drawn anew: white; black stays"
     )
     fields = {field.name: field for field in dataclasses.fields(GenerateOptions)}
-    _add_field(group, fields["strength"])
+    _add_field(group, fields["strength"], None)
 
 
 def _add_many_options(group: argparse._ArgumentGroup) -> None:
@@ -179,17 +201,49 @@ def _add_many_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_field(group: argparse._ArgumentGroup, field: "dataclasses.Field[Any]") -> None:
+def _add_field(
+    group: argparse._ArgumentGroup, field: "dataclasses.Field[Any]", default: object
+) -> None:
     """The option of a field of GenerateOptions."""
     group.add_argument(
         flag(field.name),
         dest=field.name,
         metavar=_metavar(field.name),
-        help=field.metadata["help"].replace("%", "%%") + _default(field.default),
+        help=field.metadata["help"].replace("%", "%%") + _default(default),
     )
 
 
-def _add_machine_options(group: argparse._ArgumentGroup) -> None:
+def add_machine_options(group: argparse._ArgumentGroup) -> None:
+    """Which model draws, with what goes onto it, and where it computes."""
+    _add_model(group)
+    group.add_argument(
+        "--device",
+        default="auto",
+        metavar="DEVICE",
+        help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)",
+    )
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="DTYPE",
+        help=f"{', '.join(DTYPES)} (default: auto, what the hardware computes fast)",
+    )
+    group.add_argument(
+        "--attention",
+        default="auto",
+        metavar="NAME",
+        help=f"{', '.join(ATTENTION)} (default: auto, which is sdpa; sliced needs less memory)",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the model for this machine: a minute or more before the first step, each "
+        "step a fifth faster after it; pays in jobs of many pictures",
+    )
+    group.add_argument("--threads", metavar="N", help="processor threads (default: torch's choice)")
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model",
         metavar="MODEL",
@@ -224,31 +278,6 @@ def _add_machine_options(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="read .bin and .ckpt too, with torch's weights-only loader",
     )
-    group.add_argument(
-        "--device",
-        default="auto",
-        metavar="DEVICE",
-        help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)",
-    )
-    group.add_argument(
-        "--dtype",
-        default="auto",
-        metavar="DTYPE",
-        help=f"{', '.join(DTYPES)} (default: auto, what the hardware computes fast)",
-    )
-    group.add_argument(
-        "--attention",
-        default="auto",
-        metavar="NAME",
-        help=f"{', '.join(ATTENTION)} (default: auto, which is sdpa; sliced needs less memory)",
-    )
-    group.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile the model for this machine: a minute or more before the first step, each "
-        "step a fifth faster after it; pays in jobs of many pictures",
-    )
-    group.add_argument("--threads", metavar="N", help="processor threads (default: torch's choice)")
 
 
 def _add_output_options(group: argparse._ArgumentGroup) -> None:
@@ -295,10 +324,10 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
 def _add_information(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-h", "--help", action="help", help="show this and exit")
     group.add_argument(
-        "--list-models", action=_Print, text=_list_models, help="names of the bundled models"
+        "--list-models", action=Print, text=_list_models, help="names of the bundled models"
     )
     group.add_argument(
-        "--list-schedulers", action=_Print, text=_list_schedulers, help="names for --scheduler"
+        "--list-schedulers", action=Print, text=list_schedulers, help="names for --scheduler"
     )
     group.add_argument(
         "--show-tokens",
@@ -306,7 +335,7 @@ def _add_information(group: argparse._ArgumentGroup) -> None:
         help="print what the model reads of PROMPT instead of drawing it: id, token and weight, "
         "a line a token; tokens beyond 75 go into further chunks",
     )
-    group.add_argument("--version", action=_Print, text=_versions, help="versions in use")
+    group.add_argument("--version", action=Print, text=versions, help="versions in use")
     group.add_argument("--debug", action="store_true", help="tracebacks and library warnings")
 
 
@@ -316,7 +345,13 @@ def flag(name: str) -> str:
 
 
 def _metavar(name: str) -> str:
-    kinds = {"negative_prompt": "TEXT", "scheduler": "NAME", "width": "PIXELS", "height": "PIXELS"}
+    kinds = {
+        "negative_prompt": "TEXT",
+        "scheduler": "NAME",
+        "speed": "NAME",
+        "width": "PIXELS",
+        "height": "PIXELS",
+    }
     kinds["guidance_interval"] = "START,STOP"
     return kinds.get(name, "N" if kind_of(name) is int else "X")
 
@@ -331,11 +366,12 @@ def _list_models() -> str:
     return "\n".join(identity.bundled_models())
 
 
-def _list_schedulers() -> str:
+def list_schedulers() -> str:
+    """Every scheduler's name and one line about it."""
     return "\n".join(f"{name}\t{about}" for name, about in schedulers.describe())
 
 
-def _versions() -> str:
+def versions() -> str:
     """One line: ours, and what of the libraries that load, compute and attach is installed."""
     found = []
     for name in ("ldm-toolkit", *_LIBRARIES):
@@ -350,7 +386,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     words = {word.split("=", 1)[0] for word in ours}
     elsewhere = next((name for name in ("--replay", "--prompts") if name in words), None)
     parser = build_parser(promptless=elsewhere is not None)
-    if isinstance(parser, _Parser):
+    if isinstance(parser, Parser):
         parser.refuse_unknown(arguments)
     namespace, extra = parser.parse_known_args(arguments)
     if extra and elsewhere is not None:

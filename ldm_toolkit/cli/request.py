@@ -23,10 +23,20 @@ if TYPE_CHECKING:
 
     from ldm_toolkit.replay import Original
 
-__all__ = ["JobRequest", "Request", "check"]
+__all__ = [
+    "MOST_THREADS",
+    "JobRequest",
+    "Request",
+    "check",
+    "given_options",
+    "job_folder",
+    "leave_out_empty",
+    "note_wrong",
+    "unfit_options",
+]
 
 _MOST_IMAGES = 10_000  # more of them are a job
-_MOST_THREADS = 4096
+MOST_THREADS = 4096
 # Options that name something, which an unset variable of a shell leaves empty.
 _NAMING = {
     "model": "a name, a folder or a file",
@@ -40,6 +50,8 @@ _NAMING = {
     "mask": "a file",
     "prompts": "a file",
     "replay": "a picture",
+    "images": "a folder or a data set",
+    "reference": "a folder or a data set",
 }
 
 
@@ -93,11 +105,13 @@ def check(arguments: argparse.Namespace) -> Request | JobRequest:
     Raises UserError, or CannotWrite when only the output is at fault.
     """
     problems = Problems()
-    _leave_out_empty(arguments, problems)
+    leave_out_empty(arguments, problems)
+    if arguments.prompts is None and arguments.replay is None and arguments.prompt is None:
+        arguments.prompt = ""
     if arguments.prompts is not None:
         return _check_job(arguments, problems)
     count = problems.number("-n", arguments.count, int, least=1, most=_MOST_IMAGES) or 1
-    threads = problems.number("--threads", arguments.threads, int, least=1, most=_MOST_THREADS)
+    threads = problems.number("--threads", arguments.threads, int, least=1, most=MOST_THREADS)
     every = problems.number("--save-intermediates", arguments.every, int, least=1)
     image = problems.picture("--image", arguments.image)
     mask = problems.picture("--mask", arguments.mask)
@@ -111,7 +125,7 @@ def check(arguments: argparse.Namespace) -> Request | JobRequest:
     with problems.collected():
         choice, known = choose_model(arguments, original)
     if options is not None:
-        _note(_unfit(options, known), problems)
+        note_wrong(unfit_options(options, known), problems)
     place = None
     with problems.collected():
         place = _destination(arguments, options, count, with_steps=every is not None)
@@ -148,7 +162,7 @@ def _asked(
             for name in ("mask", "strength"):
                 if getattr(arguments, name) is not None:
                     problems.errors.append(UserError(f"--{name} needs --image"))
-        return None, GenerateOptions(**{"prompt": "", **_given(arguments, problems)})
+        return None, GenerateOptions(**{"prompt": "", **given_options(arguments, problems)})
     with problems.collected():
         _check_replay_alone(arguments)
     with problems.collected():
@@ -179,24 +193,24 @@ def _check_job(arguments: argparse.Namespace, problems: Problems) -> JobRequest:
         problems.errors.append(UserError("--prompts needs a folder for the pictures: -o FOLDER/"))
     else:
         with problems.collected():
-            folder = _job_folder(arguments.output)
+            folder = job_folder(arguments.output)
     format = arguments.format if arguments.format is not None else "png"
     with problems.collected():
         _check_format(format)
-    threads = problems.number("--threads", arguments.threads, int, least=1, most=_MOST_THREADS)
+    threads = problems.number("--threads", arguments.threads, int, least=1, most=MOST_THREADS)
     batch_size = problems.number("--batch-size", arguments.batch_size, int, least=1, most=1024) or 1
     choice, known = None, None
     with problems.collected():
         choice, known = choose_model(arguments, None)
-    defaults = _given(arguments, problems)
+    defaults = given_options(arguments, problems)
     seed = defaults.pop("seed", None)
     # What is wrong with the options is told once, and not again for every row.
-    unfit = _unfit(GenerateOptions(**{"prompt": "", **defaults}), known)
-    _note(unfit, problems)
+    unfit = unfit_options(GenerateOptions(**{"prompt": "", **defaults}), known)
+    note_wrong(unfit, problems)
     defaults = {name: value for name, value in defaults.items() if name not in unfit}
     rows: list[Row] = []
     with problems.collected():
-        rows = read_rows(arguments.prompts, defaults, lambda options: _unfit(options, known))
+        rows = read_rows(arguments.prompts, defaults, lambda options: unfit_options(options, known))
         if "strength" in defaults and not any(row.image for row in rows):
             raise UserError("--strength: no row has an image")
     problems.finish()
@@ -217,18 +231,16 @@ def _check_job(arguments: argparse.Namespace, problems: Problems) -> JobRequest:
     )
 
 
-def _leave_out_empty(arguments: argparse.Namespace, problems: Problems) -> None:
+def leave_out_empty(arguments: argparse.Namespace, problems: Problems) -> None:
     """Note names that are empty, and go on as if they had not been given."""
     for name, wanted in _NAMING.items():
-        value = getattr(arguments, name)
+        value = getattr(arguments, name, None)
         if value == "" or (isinstance(value, list) and "" in value):
             problems.errors.append(UserError(f"--{name} is empty; say {wanted}"))
             setattr(arguments, name, [one for one in value if one] or None)
-    if arguments.prompts is None and arguments.replay is None and arguments.prompt is None:
-        arguments.prompt = ""
 
 
-def _unfit(options: GenerateOptions, known: Known | None) -> dict[str, str]:
+def unfit_options(options: GenerateOptions, known: Known | None) -> dict[str, str]:
     """What of the options the model cannot do, and prompts that cannot be read, by field."""
     problems = fit_problems(options, known)
     for name in ("prompt", "negative_prompt"):
@@ -239,14 +251,14 @@ def _unfit(options: GenerateOptions, known: Known | None) -> dict[str, str]:
     return problems
 
 
-def _note(wrong: Mapping[str, str], problems: Problems) -> None:
+def note_wrong(wrong: Mapping[str, str], problems: Problems) -> None:
     """Note what is wrong with options, under the names that the person typed."""
     for name, line in wrong.items():
         typed = line if name == "prompt" else flag(name) + line.removeprefix(name)
         problems.errors.append(UserError(typed))
 
 
-def _job_folder(output: str) -> Path:
+def job_folder(output: str) -> Path:
     """The checked -o of a job, which is always a folder."""
     named = output if output.endswith("/") or not output else f"{output}/"
     return destination(named, "", count=1, overwrite=True, with_steps=False).folder
@@ -334,7 +346,7 @@ def _check_inputs(original: "Original", given: "dict[str, Image.Image | None]") 
         raise UserError("; ".join(problems))
 
 
-def _given(arguments: argparse.Namespace, problems: Problems) -> dict[str, Any]:
+def given_options(arguments: argparse.Namespace, problems: Problems) -> dict[str, Any]:
     """The fields of GenerateOptions that were given, as values; without those that are wrong."""
     given: dict[str, Any] = {}
     for field in dataclasses.fields(GenerateOptions):
@@ -359,5 +371,5 @@ def _given(arguments: argparse.Namespace, problems: Problems) -> dict[str, Any]:
             del given["scheduler"]
             given["scheduler"] = schedulers.resolve_name(arguments.scheduler, classes=True)
     sound, wrong = sound_options(given)
-    _note(wrong, problems)
+    note_wrong(wrong, problems)
     return sound

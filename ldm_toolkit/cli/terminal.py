@@ -12,9 +12,21 @@ from typing import TypeVar
 from ldm_toolkit import progress
 from ldm_toolkit.errors import CannotWrite
 
-__all__ = ["Stop", "Stopped", "follow", "note", "one_line", "stoppable", "to_stdout"]
+__all__ = ["Stop", "Stopped", "called", "follow", "note", "one_line", "stoppable", "to_stdout"]
 
 T = TypeVar("T")
+
+_program = ["ldm-gen"]  # what notes begin with
+
+
+@contextlib.contextmanager
+def called(program: str) -> Iterator[None]:
+    """Notes begin with the name of the command that runs."""
+    _program.append(program)
+    try:
+        yield
+    finally:
+        _program.pop()
 
 
 class Stopped(BaseException):
@@ -75,7 +87,7 @@ def follow(
 def note(text: str) -> None:
     """One line on stderr, quiet when nobody can read it."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or None
-        sys.stderr.write(f"ldm-gen: {one_line(text)}\n")
+        sys.stderr.write(f"{_program[-1]}: {one_line(text)}\n")
         sys.stderr.flush()
 
 

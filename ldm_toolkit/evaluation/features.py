@@ -1,12 +1,33 @@
 """Distances between two sets of pictures in the features of a network."""
 
+import importlib.metadata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["diversity", "frechet_distance", "kernel_distance", "nearest"]
+from ldm_toolkit.errors import UserError, install_hint
+
+__all__ = [
+    "diversity",
+    "frechet_distance",
+    "kernel_distance",
+    "nearest",
+    "torchmetrics_version",
+]
+
+# Every process has all features; torchmetrics would count those of each once more.
+_ALONE: dict[str, Any] = {"sync_on_compute": False}
+
+
+def torchmetrics_version() -> str:
+    """The version of the package that computes the distances. Raises UserError without it."""
+    try:
+        return importlib.metadata.version("torchmetrics")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(f"the distances need torchmetrics: {install_hint('eval')}") from error
 
 
 class _Identity(nn.Module):
@@ -28,25 +49,27 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(_Identity(first.shape[1]), normalize=False)
+    metric = FrechetInceptionDistance(_Identity(first.shape[1]), normalize=False, **_ALONE)
     metric.set_dtype(torch.float64)
     metric.update(first.double(), real=True)
     metric.update(second.double(), real=False)
     return float(metric.compute())
 
 
-def kernel_distance(first: Tensor, second: Tensor, seed: int = 0) -> tuple[float, float]:
+def kernel_distance(
+    first: Tensor, second: Tensor, seed: int = 0, size: int | None = None
+) -> tuple[float, float]:
     """Squared maximum mean discrepancy with the cubic kernel, and its deviation over 100 subsets.
 
     Bińkowski et al. 2018, unbiased in the number of samples, computed by torchmetrics on subsets
-    of at most 1,000.
+    of ``size``, which is the whole or 1,000 unless it is given.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    size = min(1000, len(first), len(second))
+    size = min(1000, len(first), len(second)) if size is None else size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # torchmetrics draws the subsets from torch's own generator
-        metric = KernelInceptionDistance(_Identity(first.shape[1]), subset_size=size)
+        metric = KernelInceptionDistance(_Identity(first.shape[1]), subset_size=size, **_ALONE)
         metric.update(first, real=True)
         metric.update(second, real=False)
         middle, deviation = metric.compute()

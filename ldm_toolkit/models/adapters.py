@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from ldm_toolkit.errors import ModelError, UserError
-from ldm_toolkit.files import sha256_file
 from ldm_toolkit.models.components import Components, sharing_copy
 from ldm_toolkit.models.hub import fetch_lora
-from ldm_toolkit.models.identity import EmbeddingIdentity, LoraIdentity
+from ldm_toolkit.models.identity import EmbeddingIdentity, LoraIdentity, adapter_sha256
 from ldm_toolkit.models.lora_file import (
     checked_file,
     finite,
@@ -60,7 +59,7 @@ def load_lora(
         raise UserError(f"a LoRA named {label!r:.80} is loaded already; give this one another name")
     layers = read_lora(file, components)
     adapter = f"adapter_{len(components.loras)}"
-    loras = (*components.loras, LoraIdentity(label, strength, sha256_file(file)))
+    loras = (*components.loras, LoraIdentity(label, strength, adapter_sha256(file)))
     changed = {}
     for part, modules in layers.items():
         if modules:
@@ -112,7 +111,7 @@ def load_embedding(
     tokenizer, words = with_word(components.tokenizer, word, len(vectors))
     encoder = sharing_copy(components.text_encoder)
     _add_rows(encoder, tokenizer.convert_tokens_to_ids(words), vectors)
-    embeddings = (*components.embeddings, EmbeddingIdentity(word, sha256_file(file)))
+    embeddings = (*components.embeddings, EmbeddingIdentity(word, adapter_sha256(file)))
     return dataclasses.replace(
         components, tokenizer=tokenizer, text_encoder=encoder, embeddings=embeddings
     )

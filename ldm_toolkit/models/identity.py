@@ -1,6 +1,7 @@
 """Which model a recipe means: name, revision and the hash of its weights. Level 1: no torch."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ __all__ = [
     "EmbeddingIdentity",
     "LoraIdentity",
     "ModelIdentity",
+    "adapter_sha256",
     "bundled_models",
     "checkpoint_sha256",
     "find_model",
@@ -120,3 +122,19 @@ def checkpoint_sha256(file: Path, vae: Sequence[Path] = ()) -> str:
     if not vae:
         return sha256_file(file)
     return weights_sha256({"checkpoint": file, **{f"vae/{path.name}": path for path in vae}})
+
+
+def adapter_sha256(file: Path) -> str:
+    """The SHA-256 of a LoRA's or an embedding's file, read once for as long as the file stays.
+
+    A replay asks for it to find the file's scale, to compare it with the recipe's, and to load it.
+    """
+    found = file.stat()
+    return _known_sha256(
+        file.resolve(), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    )
+
+
+@functools.lru_cache(maxsize=100)
+def _known_sha256(file: Path, *_state: int) -> str:
+    return sha256_file(file)

@@ -1,17 +1,19 @@
-"""CLIP's published vocabulary where a checkpoint has no tokenizer. Level 1: no torch.
+"""CLIP's published vocabulary where a checkpoint has no tokenizer, and what a small one lacks.
 
-The file is OpenAI's ``bpe_simple_vocab_16e6.txt.gz``, which the package open_clip_torch installs;
-it is read as data, the package is never imported.
+Level 1: no torch. The published file is OpenAI's ``bpe_simple_vocab_16e6.txt.gz``, which the
+package open_clip_torch installs; it is read as data, the package is never imported.
 """
 
 import gzip
 import importlib.util
+import re
 import zlib
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from ldm_toolkit.errors import ModelError
+from ldm_toolkit.errors import ModelError, install_hint
 
-__all__ = ["START", "STOP", "find_published", "find_tokenizer", "read_published"]
+__all__ = ["START", "STOP", "find_published", "find_tokenizer", "read_published", "unknown_words"]
 
 START = "<|startoftext|>"
 STOP = "<|endoftext|>"
@@ -19,6 +21,8 @@ _HUB_TOKENIZER = "openai/clip-vit-large-patch14"
 _FILE = "bpe_simple_vocab_16e6.txt.gz"
 _MERGES = 49152 - 256 - 2  # the file holds more; CLIP took 49152 entries with bytes and two marks
 _MAX_BYTES = 16 << 20
+_SMALL = 10_000  # entries of a vocabulary that the captions of a small world made
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 def find_tokenizer() -> Path | None:
@@ -40,7 +44,7 @@ def find_published() -> Path:
     raise ModelError(
         "a single file holds no tokenizer; name a folder with tokenizer (vocab.json, merges.txt), "
         f"or fetch it once with `hf download {_HUB_TOKENIZER} vocab.json merges.txt "
-        "tokenizer_config.json`, or pip install ldm-toolkit[single-file] (open_clip_torch has it)"
+        f"tokenizer_config.json`, or {install_hint('single-file')} (open_clip_torch has it)"
     )
 
 
@@ -61,18 +65,34 @@ def read_published(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
         if len(pair) != 2:
             raise ModelError(f"{path.name}, line {number}: a merge is two words, not {line!r:.80}")
         merges.append((pair[0], pair[1]))
-    letters = _letters_of_bytes()
+    letters = _letters_of_bytes().values()
     words = [*letters, *(f"{letter}</w>" for letter in letters)]
     words += ["".join(pair) for pair in merges]
     words += [START, STOP]
     return {word: index for index, word in enumerate(words)}, merges
 
 
-def _letters_of_bytes() -> list[str]:
+def unknown_words(texts: Iterable[str], vocabulary: Collection[str]) -> list[str]:
+    """The words of ``texts`` that are no entry of a small ``vocabulary``, in lower case, once each.
+
+    ``vocabulary`` are the entries of a tokenizer's vocab.json, in which ``</w>`` ends a word. What
+    is none of them is read in pieces, which mean something only to an encoder that has seen as much
+    of the world as CLIP's: a vocabulary as large as its own lacks no word.
+    """
+    if len(vocabulary) > _SMALL:
+        return []
+    letters = _letters_of_bytes()
+    found = dict.fromkeys(word for text in texts for word in _WORD.findall(text.lower()))
+    entries = {word: "".join(letters[byte] for byte in word.encode()) for word in found}
+    return [word for word, entry in entries.items() if f"{entry}</w>" not in vocabulary]
+
+
+def _letters_of_bytes() -> dict[int, str]:
     """A letter for each byte, in the order of byte-level BPE (Radford et al. 2019, GPT-2).
 
     Printable bytes stand for themselves and come first; the others follow from U+0100.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = 256 - len(printable)
-    return [chr(code) for code in (*printable, *range(0x100, 0x100 + others))]
+    others = sorted({*range(256)}.difference(printable))
+    letters = {code: chr(code) for code in printable}
+    return letters | {code: chr(0x100 + place) for place, code in enumerate(others)}

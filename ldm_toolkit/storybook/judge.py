@@ -13,11 +13,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ldm_toolkit import storybook
 from ldm_toolkit.errors import ModelError
 from ldm_toolkit.files import write_atomic
 from ldm_toolkit.storybook import scenes
 
-__all__ = ["ATTRIBUTES", "SIDE", "Judge", "JudgeNet", "Verdict", "asked", "labels", "prepare"]
+__all__ = [
+    "ATTRIBUTES",
+    "SIDE",
+    "Judge",
+    "JudgeNet",
+    "Verdict",
+    "asked",
+    "labels",
+    "prepare",
+]
 
 SIDE = 192
 """Pixels of a side of what the network sees."""
@@ -34,8 +44,6 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "place": tuple(scenes.PLACES),
 }
 """What is judged and the values it may have."""
-
-_BUNDLED = Path(__file__).parent / "judge.safetensors"
 
 
 def labels(scene: scenes.Scene) -> dict[str, str]:
@@ -132,7 +140,10 @@ class JudgeNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Logits: (B, values) for each attribute and (B,) for ``valid``."""
-        features = self.features(pixels)
+        return self.decide(self.features(pixels))
+
+    def decide(self, features: Tensor) -> dict[str, Tensor]:
+        """The logits of features (B, F)."""
         logits = {name: head(features) for name, head in self.heads.items()}
         return logits | {"valid": self.valid(features)[:, 0]}
 
@@ -164,7 +175,7 @@ class Judge:
     @classmethod
     def load(cls, path: Path | None = None) -> "Judge":
         """The judge in the package, or that of a file. Raises ModelError."""
-        file = path if path is not None else _BUNDLED
+        file = path if path is not None else storybook.JUDGE_FILE
         if not file.is_file():
             raise ModelError(f"{file} is not there: expected a judge's .safetensors file")
         try:
@@ -185,25 +196,28 @@ class Judge:
         halves = {name: value.half() for name, value in self.net.state_dict().items()}
         write_atomic(path, save(halves, metadata={"judge": json.dumps(settings)}))
 
-    @torch.inference_mode()
     def verdicts(self, images: Sequence[Image.Image], batch_size: int = 32) -> list[Verdict]:
         """What each picture shows."""
-        found: list[Verdict] = []
-        for start in range(0, len(images), batch_size):
-            logits = self.net(prepare(images[start : start + batch_size]))
-            valid = logits.pop("valid").sigmoid() >= self.threshold
-            best = {name: one.softmax(1).max(1) for name, one in logits.items()}
-            for row in range(len(valid)):
-                values = {n: ATTRIBUTES[n][int(b.indices[row])] for n, b in best.items()}
-                sure = {n: float(b.values[row]) for n, b in best.items()}
-                found.append(Verdict(bool(valid[row]), values, sure))
-        return found
+        return self.decide(self.features(images, batch_size))
 
     @torch.inference_mode()
     def features(self, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
         """(N, F): what the network knows of each picture before it decides."""
         starts = range(0, len(images), batch_size)
         return torch.cat([self.net.features(prepare(images[k : k + batch_size])) for k in starts])
+
+    @torch.inference_mode()
+    def decide(self, features: Tensor) -> list[Verdict]:
+        """What pictures of these features (N, F) show."""
+        logits = self.net.decide(features)
+        valid = logits.pop("valid").sigmoid() >= self.threshold
+        best = {name: one.softmax(1).max(1) for name, one in logits.items()}
+        found = []
+        for row in range(len(valid)):
+            values = {n: ATTRIBUTES[n][int(b.indices[row])] for n, b in best.items()}
+            sure = {n: float(b.values[row]) for n, b in best.items()}
+            found.append(Verdict(bool(valid[row]), values, sure))
+        return found
 
 
 def _attributes() -> dict[str, list[str]]:

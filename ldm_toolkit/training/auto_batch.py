@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from ldm_toolkit.errors import UserError, is_out_of_memory
 from ldm_toolkit.training.config import LoopConfig
-from ldm_toolkit.training.folders import write_json
+from ldm_toolkit.training.folders import write_config
 from ldm_toolkit.training.methods.protocol import Method
 from ldm_toolkit.training.optimizers import STATE_BYTES
 
@@ -42,7 +42,7 @@ def fitted(method: Method, config: Config, accelerator: Accelerator) -> Config:
         size = _largest(method, config, accelerator)
     found = replace(config, batch_size=size, accumulate=together // size)
     if accelerator.is_main_process:
-        write_json(path, vars(found))
+        write_config(found)
         seen = "" if accelerator.device.type != "cpu" else "; a CPU shows only what it cannot allot"
         logger.info("--auto-batch: %d at once, %d times a step%s", size, found.accumulate, seen)
     return found

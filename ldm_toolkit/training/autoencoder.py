@@ -3,7 +3,7 @@
 From random weights an AutoencoderKL learns outlines within minutes and stays grey for hours:
 group normalisation hides absolute levels. Here a few channels of the trunk carry the picture
 itself, averaged 2 x 2 at each level down and repeated at each level up, so that the untrained
-network already returns the blurred picture. Gradients do not reach the weights that write into
+network already returns the blurred picture. Gradients must not reach the weights that write into
 these channels: at a learning rate that is right for the others they would be lost in a few steps.
 """
 
@@ -14,10 +14,11 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-__all__ = ["pass_colour_", "standardise_latents_"]
+__all__ = ["keep_colour_", "pass_colour_", "standardise_latents_"]
 
 _CARRIED = 8  # red, green, blue, their negatives, and two constants
 _LEVEL = 3.0  # of the constants: they steady the normalisation's scale
+_LITTLE = 0.25  # of what blocks write into other channels; 0 at the start, 1 in other networks
 
 
 @torch.no_grad()
@@ -55,11 +56,36 @@ def pass_colour_(vae: AutoencoderKL) -> None:
     _calibrate(vae)
 
 
+def keep_colour_(vae: AutoencoderKL) -> None:
+    """Keep gradients from what writes into the channels that carry the picture, where some do.
+
+    A network that was loaded has them if it began with `pass_colour_`: in the encoder, the decoder
+    or both, no block writes more than a little into them.
+    """
+    encoder: Any = vae.encoder
+    decoder: Any = vae.decoder
+    for half, blocks in ((encoder, encoder.down_blocks), (decoder, decoder.up_blocks)):
+        resnets = [one for block in (*blocks, half.mid_block) for one in block.resnets]
+        convs = [resnet.conv2 for resnet in resnets]
+        if not all(_writes_little(conv.weight) for conv in convs):
+            continue
+        samplers = "downsamplers" if half is encoder else "upsamplers"
+        convs += [half.conv_in, *(one.conv for b in blocks for one in getattr(b, samplers) or ())]
+        convs += [one.conv_shortcut for one in resnets if one.conv_shortcut is not None]
+        for conv in convs:
+            conv.weight.register_hook(_without_carried)
+            conv.bias.register_hook(_without_carried)
+
+
+def _writes_little(weight: Tensor) -> bool:
+    sizes = weight.detach().abs().mean(dim=(1, 2, 3))
+    return bool(sizes[:_CARRIED].mean() < _LITTLE * sizes[_CARRIED:].mean())
+
+
 def _clear(conv: Any) -> None:
-    """Nothing is written into the carried channels, now and in training."""
+    """Nothing is written into the carried channels."""
     for parameter in (conv.weight, conv.bias):
         parameter[:_CARRIED] = 0.0
-        parameter.register_hook(_without_carried)
 
 
 def _without_carried(gradient: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, ProjectConfiguration
 from diffusers.utils.logging import disable_progress_bar
 
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import UserError, install_hint
 from ldm_toolkit.training import optimizers
 from ldm_toolkit.training.config import LoopConfig, UNetConfig
-from ldm_toolkit.training.folders import write_json
+from ldm_toolkit.training.folders import write_config
 from ldm_toolkit.training.loop import set_threads
 from ldm_toolkit.training.method_options import WORD_METHODS
+from ldm_toolkit.training.zero import check_zero, uses_zero, zero_is_meant
 
 __all__ = ["begin"]
 
@@ -31,12 +32,6 @@ def begin(config: LoopConfig) -> Accelerator:
     """
     if not sys.stderr.isatty():  # the other libraries are told by the environment: `options`
         disable_progress_bar()
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise UserError(
-            "DeepSpeed is not supported: a run could not go on exactly from its optimiser's state; "
-            "take examples/configs/ddp.yaml for several GPUs, or fsdp.yaml, which divides weights "
-            "and optimiser as well"
-        )
     set_threads(config.threads)
     torch.manual_seed(config.seed)
     output = Path(config.output)
@@ -44,16 +39,21 @@ def begin(config: LoopConfig) -> Accelerator:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {output} cannot be made: {error.strerror}") from error
+    precision = "no" if zero_is_meant() else config.mixed_precision  # DeepSpeed has its own
     try:
-        accelerator = Accelerator(mixed_precision=config.mixed_precision, **_tracking(config))
+        accelerator = Accelerator(mixed_precision=precision, **_tracking(config))
     except ValueError as error:  # fp16 without an accelerator
         raise UserError(f"--mixed-precision {config.mixed_precision}: {error}") from error
+    except ImportError as error:
+        raise UserError(f"{error}; or take examples/configs/ddp.yaml or fsdp.yaml") from error
     _warn_if_alone(accelerator)
+    if uses_zero(accelerator):
+        check_zero(config, accelerator)
     if accelerator.distributed_type == DistributedType.FSDP:
         _check_divided(config, accelerator)
     optimizers.check(config, accelerator.device)
     if accelerator.is_main_process and not config.auto_batch:  # which completes it first
-        write_json(output / "config.json", vars(config))
+        write_config(config)
     return accelerator
 
 
@@ -64,7 +64,7 @@ def _tracking(config: LoopConfig) -> dict[str, Any]:
     missing = [name for name in names if name not in available]  # Accelerate would leave them out
     if missing:
         raise UserError(
-            f"--trackers {', '.join(missing)}: not installed; pip install 'ldm-toolkit[trackers]'"
+            f"--trackers {', '.join(missing)}: not installed; {install_hint('trackers')}"
         )
     if not names:
         return {}

@@ -1,7 +1,8 @@
 """Latent moments and text embeddings, computed once and kept in sharded safetensors.
 
-A shard appears under its name only when it is whole, so a killed run goes on where it was. The
-folder's name is a hash of the data, its preparation and the model's weights.
+A shard appears under its name only when it is whole, so a killed run goes on where it was. Its
+header holds the hash of its rows, so that a bit that a disk has changed is noticed. The folder's
+name is a hash of the data, its preparation and the model's weights.
 """
 
 import hashlib
@@ -10,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ldm_toolkit.errors import CannotWrite
@@ -60,7 +61,7 @@ def cached_rows(
         shard = _read(path, len(indices))
         if shard is None:
             shard = _computed(compute, indices)
-            write_atomic(path, save({"rows": shard}))
+            write_atomic(path, save({"rows": shard}, {"sha256": tensors_hash({"rows": shard})}))
         shards.append(shard)
     return torch.cat(shards)
 
@@ -101,8 +102,13 @@ def _read(path: Path, length: int) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        rows = load_file(path)["rows"]
-    except (SafetensorError, KeyError) as error:
-        logger.warning("cached shard %s is damaged (%s); computing it again", path, error)
+        with safe_open(path, "pt") as shard:
+            rows, told = shard.get_tensor("rows"), (shard.metadata() or {}).get("sha256")
+        whole = rows.dtype == torch.float16 and tensors_hash({"rows": rows}) == told
+        reason = "its rows are not those of its hash"
+    except (SafetensorError, OSError, ValueError) as error:
+        whole, reason = False, str(error)
+    if not whole:
+        logger.warning("cached shard %s is damaged (%s); computing it again", path, reason)
         return None
     return rows if len(rows) == length else None

@@ -22,12 +22,15 @@ from ldm_toolkit.training.config import UNetConfig, VAEConfig
 from ldm_toolkit.training.curve import draw_curve, read_metrics
 from ldm_toolkit.training.folders import result_name
 from ldm_toolkit.training.lora_output import KOHYA_FILE
+from ldm_toolkit.values import counted
 
 __all__ = ["CARD", "Result", "write_card"]
 
 logger = logging.getLogger(__name__)
 CARD = "README.md"
 _CURVE = "loss.png"
+# Folders that only going on with the training needs, where they are.
+_NOT_PUBLISHED = ("checkpoints", "cache", "class", "logs", "wandb")
 _MARKER = "<!-- written by ldm_toolkit; take this line out to keep what you change here -->"
 
 # What is trained, and what the hub calls it.
@@ -78,13 +81,18 @@ def write_card(config: UNetConfig | VAEConfig, result: Result) -> None:
     told, tags = _KINDS.get(kind, (f"what the method {kind} trains", [kind]))
     if isinstance(config, UNetConfig) and config.token is not None:
         told += f", `{config.token}`"
-    started = "fresh weights" if config.from_config is not None else f"`{_base(config)}`"
+    started = f"`{_base(config)}`"
+    if config.from_config is not None:
+        started = "fresh weights"
+    elif config.model in bundled_models():
+        started += ", the model that comes with ldm_toolkit,"
     parts = [
         f"---\n{_front_matter(config, result, tags)}\n---\n{_MARKER}",
         f"# {result_name(output)}",
-        f"{told[0].upper()}{told[1:]}, trained from {started} in {config.steps} steps with "
-        "[Accelerate](https://github.com/huggingface/accelerate) by ldm_toolkit.",
+        f"{told[0].upper()}{told[1:]}, trained from {started} in {counted(config.steps, 'step')} "
+        "with [Accelerate](https://github.com/huggingface/accelerate) by ldm_toolkit.",
         f"## Use\n\n{_usage(config, result)}",
+        f"## Files\n\n{_files(output, result)}",
         f"## Training\n\n{_training(lines, result)}",
         *_pictures(output / "samples", config),
         f"All options, as they were resolved:\n\n{_options(config)}",
@@ -95,7 +103,14 @@ def write_card(config: UNetConfig | VAEConfig, result: Result) -> None:
 def _base(config: UNetConfig | VAEConfig) -> str:
     """The model that was started from, without its place."""
     known = config.model in bundled_models()
-    return config.model if known else Path(config.model).resolve().name
+    return config.model if known else _on_hub(config) or Path(config.model).resolve().name
+
+
+def _on_hub(config: UNetConfig | VAEConfig) -> str | None:
+    """What the hub calls the model, where its folder is one of the hub's cache."""
+    snapshots = Path(config.model).resolve().parent  # models--owner--name/snapshots/COMMIT
+    kind, *names = snapshots.parent.name.split("--")
+    return "/".join(names) if snapshots.name == "snapshots" and kind == "models" else None
 
 
 def _front_matter(config: UNetConfig | VAEConfig, result: Result, tags: Sequence[str]) -> str:
@@ -104,8 +119,9 @@ def _front_matter(config: UNetConfig | VAEConfig, result: Result, tags: Sequence
         "library_name": "diffusers",
         "tags": ["stable-diffusion", *(["text-to-image"] if result.whole else []), *tags],
     }
-    if config.from_config is None:
-        data["base_model"] = _base(config)
+    base = _on_hub(config) if config.from_config is None else None
+    if base is not None:  # the hub takes no other names
+        data["base_model"] = base
     if result.whole:
         data["pipeline_tag"] = "text-to-image"
     prompt = getattr(config, "instance_prompt", None)
@@ -138,6 +154,25 @@ def _usage(config: UNetConfig | VAEConfig, result: Result) -> str:
     return told
 
 
+def _files(output: Path, result: Result) -> str:
+    """What of the folder is the result, and how it gets to the hub without the rest."""
+    name = output.resolve().name
+    told = "The folder is a model in the diffusers layout"
+    if not result.whole:
+        told = "`vae/` is what was trained"
+    elif result.file is not None:
+        told = f"`{result.file}` is what was trained"
+    left = [folder for folder in _NOT_PUBLISHED if (output / folder).is_dir()]
+    words = ["hf", "upload", f"YOUR-NAME/{name}", name, "."]
+    for folder in left:
+        words += ["--exclude", f"{folder}/*"]
+    told += ", beside this page and what it shows."
+    if left:
+        folders = " and ".join(f"`{folder}/`" for folder in left)
+        told += f" Only going on with the training needs {folders}: do not publish them."
+    return f"{told}\n\n```bash\n{shlex.join(words)}\n```"
+
+
 def _is_word(config: UNetConfig | VAEConfig) -> bool:
     return isinstance(config, UNetConfig) and config.token is not None
 
@@ -154,7 +189,7 @@ def _prompt(config: UNetConfig | VAEConfig) -> str:
 def _training(lines: Sequence[dict], result: Result) -> str:
     """The data and how the losses went."""
     told = [
-        f"{result.pictures} pictures; SHA-256 of their content, captions and sizes: "
+        f"{counted(result.pictures, 'picture')}; SHA-256 of their content, captions and sizes: "
         f"`{result.fingerprint}`."
     ]
     if lines:

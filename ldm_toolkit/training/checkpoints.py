@@ -25,6 +25,7 @@ from ldm_toolkit.training.cache import tensors_hash
 from ldm_toolkit.training.sharding import whole
 
 __all__ = [
+    "CHECKPOINTS",
     "Checkpoint",
     "frozen_hash",
     "latest",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+CHECKPOINTS = "checkpoints"
+"""Their folder in OUTPUT."""
+
 _NAME = re.compile(r"step-(\d{8})")
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, ModelError)
 

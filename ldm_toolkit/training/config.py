@@ -51,7 +51,8 @@ class DataConfig:
         data_split: Split of a data set that has several.
         data_subset: Subset of a data set on the hub.
         data_revision: Branch, tag or commit of a data set on the hub.
-        check_data: Report what is in the data and end; exit code 2 where a picture is bad.
+        check_data: Report what is in the data and end, for which no --output is needed; exit code 2
+            where a picture is bad.
         skip_bad: Train without the pictures that are bad, where they are few.
         max_bad: Share of bad pictures above which --skip-bad gives up.
         count: How many scenes --data storybook draws.
@@ -288,10 +289,13 @@ class TextEncoderConfig(LoopConfig):
 
     Attributes:
         from_config: Folder of component configurations.
+        model: Bundled name or model folder whose text encoder, of the same shape, it starts from:
+            tokens that both know keep their embeddings. Without it the weights are fresh.
         caption_count: Captions that the tokenizer learns its merges from.
     """
 
     from_config: str
+    model: str | None = None
     caption_count: int = 20000
 
 

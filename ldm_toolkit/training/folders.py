@@ -15,10 +15,25 @@ from safetensors import SafetensorError
 from ldm_toolkit.errors import CannotWrite, ModelError
 from ldm_toolkit.files import staged_directory, write_atomic
 from ldm_toolkit.models.identity import bundled_models
+from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.inputs import network_config
 
-__all__ = ["complete_model", "load_network", "result_name", "save_network", "write_json"]
+__all__ = [
+    "complete_model",
+    "copied_bytes",
+    "load_network",
+    "result_name",
+    "save_network",
+    "shown_options",
+    "write_config",
+    "write_json",
+]
 
+# Options that name a folder or a file.
+_PLACES = frozenset(
+    {"output", "data", "validation_data", "class_data", "cache"}
+    | {"model", "from_config", "vae", "text_encoder"}
+)
 _PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
 
 
@@ -52,6 +67,23 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomic(path, json.dumps(dict(value), indent=2).encode())
 
 
+def write_config(config: LoopConfig) -> None:
+    """Write OUTPUT/config.json: the options, as they were resolved. Raises CannotWrite."""
+    write_json(Path(config.output) / "config.json", shown_options(config))
+
+
+def shown_options(config: LoopConfig) -> dict[str, Any]:
+    """The options, which go with a result to others: no folder above the current one is named."""
+    options = dict(vars(config))
+    here = Path.cwd()
+    for name in _PLACES & options.keys():
+        path = Path(options[name] or "")
+        if path.is_absolute():
+            inside = path.is_relative_to(here)
+            options[name] = str(path.relative_to(here)) if inside else path.name
+    return options
+
+
 def complete_model(
     base: Path,
     output: Path,
@@ -66,13 +98,8 @@ def complete_model(
     scheduler's where training changed it. ``ldm_toolkit.json`` has the base's defaults under a name
     of its own. Raises ModelError, CannotWrite.
     """
-    origins = {name: base / name for name in _PARTS if name not in without}
-    origins |= {name: path for name, path in (parts or {}).items() if name not in without}
-    for name, origin in origins.items():
-        if not origin.is_dir():
-            raise ModelError(f"{origin} is missing; expected a model in the diffusers layout")
-        if origin.resolve() != (output / name).resolve():
-            _copy(origin, output / name)
+    for name, origin in _origins(base, output, without, parts).items():
+        _copy(origin, output / name)
     if scheduler_config is not None:
         write_json(output / "scheduler" / "scheduler_config.json", scheduler_config)
     scheduler = network_config(output / "scheduler", "scheduler_config.json")["_class_name"]
@@ -89,6 +116,38 @@ def complete_model(
     }
     write_json(output / "model_index.json", index)
     write_json(output / "ldm_toolkit.json", _about(base, output, scheduler_config is not None))
+
+
+def copied_bytes(
+    base: Path, output: Path, without: set[str], parts: Mapping[str, Path] | None = None
+) -> int:
+    """What `complete_model` will copy. Raises ModelError."""
+    copied = [
+        origin
+        for name, origin in _origins(base, output, without, parts).items()
+        if not _equal(origin, output / name)
+    ]
+    return sum(file.stat().st_size for origin in copied for file in _files(origin))
+
+
+def _origins(
+    base: Path, output: Path, without: set[str], parts: Mapping[str, Path] | None
+) -> dict[str, Path]:
+    """Where the parts that were not trained come from. Raises ModelError."""
+    every = {name: base / name for name in _PARTS} | dict(parts or {})
+    origins = {name: origin for name, origin in every.items() if name not in without}
+    for origin in origins.values():
+        if not origin.is_dir():
+            raise ModelError(f"{origin} is missing; expected a model in the diffusers layout")
+    return {
+        name: origin
+        for name, origin in origins.items()
+        if origin.resolve() != (output / name).resolve()
+    }
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _about(base: Path, output: Path, other_scheduler: bool) -> dict[str, Any]:
@@ -126,8 +185,7 @@ def _copy(origin: Path, target: Path) -> None:
 def _equal(one: Path, other: Path) -> bool:
     """Whether two folders hold the same files with the same bytes."""
     files, others = (
-        sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-        for folder in (one, other)
+        sorted(path.relative_to(folder) for path in _files(folder)) for folder in (one, other)
     )
     return files == others and all(
         filecmp.cmp(one / name, other / name, shallow=False) for name in files

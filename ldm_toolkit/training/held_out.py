@@ -31,6 +31,10 @@ class Part:
         """Width and height of picture ``index`` of the part."""
         return self._source.size(self._indices[index])
 
+    def name(self, index: int) -> str:
+        """Its name."""
+        return self._source.name(self._indices[index])
+
     def image(self, index: int) -> Image.Image:
         """Picture ``index`` of the part."""
         return self._source.image(self._indices[index])

@@ -20,7 +20,7 @@ from ldm_toolkit.training.config import (
     VAEConfig,
 )
 
-__all__ = ["EXPECTED_DATA", "check_inputs", "model_folder", "network_config"]
+__all__ = ["EXPECTED_DATA", "check_inputs", "data_problems", "model_folder", "network_config"]
 
 EXPECTED_DATA = (
     "expected pictures with captions: a folder, shards (.tar), tables (.parquet, .arrow) or "
@@ -35,12 +35,12 @@ def check_inputs(config: LoopConfig) -> None:
     """
     problems = []
     if isinstance(config, UNetConfig | VAEConfig):
-        problems += _data_problems("--data", config.data)
+        problems += data_problems("--data", config.data)
         if config.validation_data is not None:
-            problems += _data_problems("--validation-data", config.validation_data)
+            problems += data_problems("--validation-data", config.validation_data)
     problems += _model_problems(config)
     if not getattr(config, "check_data", False):
-        problems += _output_problems(Path(config.output))
+        problems += _output_problems(config.output)
     if problems:
         raise UserError("; ".join(dict.fromkeys(problems)))
     there = _nearest(Path(config.output))
@@ -62,7 +62,7 @@ def model_folder(name: str) -> Path:
         known = ", ".join(bundled) or "none"
         raise ModelError(
             f"{name} is neither a folder nor a bundled model (bundled: {known})"
-            f"{suggestion(name, bundled)}"
+            f"{suggestion(name, bundled)}{_here(folder)}"
         )
     return folder
 
@@ -116,19 +116,26 @@ def _model_problems(config: LoopConfig) -> list[str]:
     return problems
 
 
-def _data_problems(option: str, place: str) -> list[str]:
+def data_problems(option: str, place: str) -> list[str]:
     """A line about data that cannot be there, or nothing."""
     if not place.strip():
         return [f"{option} is empty; {EXPECTED_DATA}"]
     # Several shards are one name with braces; "storybook" is drawn.
     if place == "storybook" or "{" in place or os.path.lexists(place) or on_hub(place):
         return []
-    return [f"{option} {place} is not a folder; {EXPECTED_DATA}"]
+    return [f"{option} {place} is not a folder; {EXPECTED_DATA}{_here(Path(place))}"]
 
 
-def _output_problems(output: Path) -> list[str]:
+def _here(missing: Path) -> str:
+    """The end of a message about a path that may be meant from another folder, or nothing."""
+    return "" if missing.is_absolute() else f"; the current folder is {Path.cwd()}"
+
+
+def _output_problems(output: str) -> list[str]:
     """A line about a folder that cannot be made, or nothing."""
-    there = _nearest(output)
+    if not output.strip():
+        return ["--output is empty; expected a folder for what is trained"]
+    there = _nearest(Path(output))
     return [] if there.is_dir() else [f"--output {output} cannot be made: {there} is not a folder"]
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ldm_toolkit.files import write_atomic
+from ldm_toolkit.hardware import native_bf16
 from ldm_toolkit.latents import pil_to_pixels, pixels_to_pil
 from ldm_toolkit.storybook import scenes
 from ldm_toolkit.storybook.judge import ATTRIBUTES, SIDE, Judge, JudgeNet, labels, prepare
@@ -30,9 +31,10 @@ _DRAWN, _DECODED = 0.68, 0.14  # shares of a batch; the rest shows nothing
 def reconstructions(vae: AutoencoderKL, drawn: Sequence[scenes.Scene]) -> Tensor:
     """Scenes through the autoencoder at 512 px, as (N, SIDE, SIDE, 3) bytes."""
     made = []
-    for scene in drawn:
-        pixels = pil_to_pixels(render(scene, _FULL))[None]
-        made.append(_small(vae.decode(vae.encode(pixels).latent_dist.mode()).sample))
+    with _fast():
+        for scene in drawn:
+            pixels = pil_to_pixels(render(scene, _FULL))[None]
+            made.append(_small(vae.decode(vae.encode(pixels).latent_dist.mode()).sample))
     return torch.stack(made)
 
 
@@ -43,24 +45,30 @@ def half_denoised(vae: AutoencoderKL, drawn: Sequence[scenes.Scene], seed: int) 
     (N, SIDE, SIDE, 3) bytes.
     """
     made = []
-    for index, scene in enumerate(drawn):
-        rng = generator(seed, "half denoised", index)
-        latents = vae.encode(pil_to_pixels(render(scene, _FULL))[None]).latent_dist.mode()
-        share = float(torch.rand(1, generator=rng)) * 0.5 + 0.35
-        if index % 2:
-            noise = torch.randn(latents.shape, generator=rng)
-            latents = (1 - share) ** 0.5 * latents + share**0.5 * noise
-        else:
-            cells = 3 + int(5 * share)
-            few = nn.functional.adaptive_avg_pool2d(latents, cells)
-            latents = nn.functional.interpolate(few, latents.shape[-2:], mode="bicubic")
-        made.append(_small(vae.decode(latents).sample))
+    with _fast():
+        for index, scene in enumerate(drawn):
+            rng = generator(seed, "half denoised", index)
+            latents = vae.encode(pil_to_pixels(render(scene, _FULL))[None]).latent_dist.mode()
+            share = float(torch.rand(1, generator=rng)) * 0.5 + 0.35
+            if index % 2:
+                noise = torch.randn(latents.shape, generator=rng)
+                latents = (1 - share) ** 0.5 * latents + share**0.5 * noise
+            else:
+                cells = 3 + int(5 * share)
+                few = nn.functional.adaptive_avg_pool2d(latents, cells)
+                latents = nn.functional.interpolate(few, latents.shape[-2:], mode="bicubic")
+            made.append(_small(vae.decode(latents).sample))
     return torch.stack(made)
+
+
+def _fast() -> torch.autocast:
+    """As pictures are decoded that the judge will see: in bfloat16 where the processor has it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=native_bf16())
 
 
 def _small(pixels: Tensor) -> Tensor:
     """(1, 3, 512, 512) in [-1, 1] to (SIDE, SIDE, 3) bytes."""
-    small = pixels_to_pil(pixels)[0].resize((SIDE, SIDE), Image.Resampling.BOX)
+    small = pixels_to_pil(pixels.float())[0].resize((SIDE, SIDE), Image.Resampling.BOX)
     return torch.from_numpy(np.asarray(small).copy())
 
 
@@ -95,6 +103,10 @@ class JudgeTraining:
     def rates(self) -> Mapping[str, float]:
         """One learning rate for all."""
         return {}
+
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """None: scenes are drawn."""
+        return []
 
     def checkpoint_gradients(self) -> None:
         """Nothing to save: the network is small."""

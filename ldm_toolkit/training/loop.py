@@ -13,7 +13,7 @@ from ldm_toolkit.errors import NumericalError
 from ldm_toolkit.hardware import threads_per_process
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.methods.protocol import Method
-from ldm_toolkit.training.rates import learning_rate
+from ldm_toolkit.training.rates import learning_rate, warn_of_warmup
 from ldm_toolkit.training.run_state import RunState
 from ldm_toolkit.training.signals import Interrupted, SignalFlag
 from ldm_toolkit.training.space import check_space
@@ -50,11 +50,12 @@ def train(
     when it is due; ``inputs`` names hashes of the data and models, which a resumed run must share.
     Raises Interrupted after a signal, NumericalError, UserError, CannotWrite.
     """
+    if accelerator.is_main_process:
+        check_space(method, config)
+        warn_of_warmup(config)
     run = RunState(method, config, accelerator, inputs if inputs is not None else {})
     if config.resume:
         run.restore()
-    if accelerator.is_main_process:
-        check_space(run)
     if run.step >= config.steps:
         logger.info(
             "all %d steps are done already: for another run pass another --output than %s, or "
@@ -89,6 +90,12 @@ def train(
 
 
 def _interrupted(run: RunState, code: int) -> Interrupted:
+    if run.zero:
+        anew = ("--model", run.config.output, "--output", f"{run.config.output}-2")
+        told = (
+            "stopped by a signal; DeepSpeed cannot go on exactly, this starts anew from the weights"
+        )
+        return Interrupted(code, told, anew)
     words = () if run.config.resume else ("--resume", "true")
     command = " ".join(["the same command", *(["with"] if words else []), *words])
     return Interrupted(code, f"stopped by a signal; {command} goes on from {run.folder}", words)

@@ -16,6 +16,8 @@ OPTIMIZERS = ("adamw", "adamw-8bit", "adamw-8bit-ao", "adamw-4bit", "prodigy", "
 TRACKERS = ("tensorboard", "wandb", "trackio")
 """What ``--trackers`` may name, which are the names of their packages."""
 
+_WARMUP = 50
+
 
 @dataclass(kw_only=True)
 class LoopConfig:
@@ -35,7 +37,7 @@ class LoopConfig:
             too; those with a longer name and polynomial are computed by diffusers.
         lr_cycles: Cosines one after the other in cosine_with_restarts.
         lr_power: Exponent of the schedule polynomial.
-        warmup: Steps of linear warm-up.
+        warmup: Steps of linear warm-up; by default a tenth of the steps, at most 50.
         optimizer: Rule by which the weights change: adamw is torch's; adamw-8bit of bitsandbytes
             and adamw-8bit-ao of torchao keep their state in a quarter of the memory, adamw-4bit of
             torchao in an eighth; prodigy finds the learning rate itself, schedule-free needs
@@ -71,7 +73,7 @@ class LoopConfig:
     ] = "cosine"
     lr_cycles: int = 1
     lr_power: float = 1.0
-    warmup: int = 50
+    warmup: int | None = None
     optimizer: str = "adamw"
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -99,7 +101,9 @@ class LoopConfig:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
             if getattr(self, name) < 1:
                 found.append(f"--{name.replace('_', '-')} must be at least 1")
-        for name in ("seed", "warmup", "threads", "sample_every", "weight_decay"):
+        if self.warmup is not None and self.warmup < 0:
+            found.append("--warmup must not be negative")
+        for name in ("seed", "threads", "sample_every", "weight_decay"):
             if not getattr(self, name) >= 0:  # NaN neither
                 found.append(f"--{name.replace('_', '-')} must not be negative")
         for name, most in (("seed", 2**63 - 1), ("threads", 1 << 16), ("batch_size", 1 << 16)):
@@ -120,6 +124,11 @@ class LoopConfig:
                     + suggestion(name, TRACKERS)
                 )
         return found + self._optimizer_problems() + self._schedule_problems()
+
+    @property
+    def warmup_steps(self) -> int:
+        """The steps of warm-up: as many as were asked for, or as fit the run."""
+        return self.warmup if self.warmup is not None else min(_WARMUP, self.steps // 10)
 
     @property
     def batch_unit(self) -> int:

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import UserError, install_hint
 from ldm_toolkit.training import checkpoints
 from ldm_toolkit.training.config import LoopConfig
 
@@ -55,7 +55,7 @@ def create(config: LoopConfig, parameters: ParamsT) -> torch.optim.Optimizer:
         except (ImportError, AttributeError, OSError, RuntimeError) as error:
             raise UserError(
                 f"--optimizer {config.optimizer} needs {kind} of the package "
-                f"{module.partition('.')[0]} ({error}): pip install 'ldm-toolkit[optimizers]'"
+                f"{module.partition('.')[0]} ({error}): {install_hint('optimizers')}"
             ) from error
         optimizer = made(parameters, lr=config.lr, weight_decay=config.weight_decay, **settings)
     if averages(optimizer):

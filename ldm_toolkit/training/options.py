@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import jsonargparse
 
+from ldm_toolkit.allocation import keep_freed_memory
 from ldm_toolkit.errors import CannotWrite, LdmToolkitError, UserError, suggestion
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.config_file import check_config_files
@@ -54,11 +55,19 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     problems = _unknown(words, [*known, "print_config"])
     if problems:
         raise UserError(f"{'; '.join(problems)}; see --help")
-    options = _read(parser, words, problems, known)
+    options, absent = _read(parser, words, problems, known)
     if options is None:
         raise UserError("; ".join(problems))
+    if options.get("check_data"):  # which writes nothing
+        absent.discard("output")
+    if absent:
+        needed = " and ".join(f"--{dashed(name)}" for name in known if name in absent)
+        problems.append(f"{needed} must be given; see --help")
+    values = options.as_dict()
+    texts = {one.name for one in dataclasses.fields(kind) if one.type == str | None}
+    values |= {k: v for k, v in _as_written(words, texts).items() if values[k] is None}
     try:
-        config = kind(**{k: v for k, v in options.as_dict().items() if k != "config"})
+        config = kind(**{name: value for name, value in values.items() if name != "config"})
     except UserError as error:
         raise UserError("; ".join([*problems, str(error)])) from error
     if problems:
@@ -81,18 +90,25 @@ def _read(
     words: Sequence[str],
     problems: list[str],
     known: Sequence[str],
-) -> jsonargparse.Namespace | None:
-    """The options without those that cannot be read, which are noted; None where that ends it."""
+) -> tuple[jsonargparse.Namespace | None, set[str]]:
+    """The options without those that cannot be read, which are noted; None where that ends it.
+
+    Also the names of those that must be given and are not; their values are empty.
+    """
+    absent: set[str] = set()
     while True:
         try:
-            return parser.parse_args(list(words))
+            return parser.parse_args([*words, *(f"--{name}=" for name in absent)]), absent
         except jsonargparse.ArgumentError as error:
             message = " ".join(str(error).split())
+            if "arguments are required" in message:
+                absent |= set(message.rpartition(": ")[2].split(", "))
+                continue
             problems.append(_readable(message, parser, known))
             named = _KEY.search(message)
             rest = _without(words, named[1] or named[2]) if named else words
             if len(rest) == len(words):  # in the file, where the next cannot be looked for
-                return None
+                return None, absent
             words = rest
 
 
@@ -125,15 +141,22 @@ def _switched_on(words: Sequence[str], switches: Container[str]) -> list[str]:
     ]
 
 
+def _as_written(words: Sequence[str], texts: Container[str]) -> dict[str, str]:
+    """The last value of each text option: ``--token null`` is that word, which YAML would lose."""
+    written = {}
+    for word, after in zip(words, [*words, ""][1:], strict=False):
+        name, mark, value = word[2:].partition("=")
+        if word[:2] == "--" and name in texts:
+            written[name] = value if mark else after
+    return written
+
+
 def _readable(message: str, parser: jsonargparse.ArgumentParser, known: Sequence[str]) -> str:
     """jsonargparse's message in the words of this command."""
     unknown = re.search(r"Option '([\w.-]+)' is not accepted", message)
     if unknown:
         name = unknown[1]
         return f"unknown option {name} in the configuration file{suggestion(name, known)}"
-    if "arguments are required" in message:
-        needed = message.rpartition(": ")[2].split(", ")
-        return f"{' and '.join(f'--{dashed(name)}' for name in needed)} must be given; see --help"
     named, given = _KEY.search(message), re.search(r".*(?:Got|Given) value: (.*)", message)
     action = next((one for one in parser._actions if named and one.dest == named[1]), None)
     expected = _expected(getattr(action, "_typehint", None) or getattr(action, "type", None))
@@ -191,6 +214,7 @@ def command(
             config = _parsed(kind, _arguments(demonstration))
             check_inputs(config)
             _quiet()
+            keep_freed_memory()
             run(config)
         except OSError as error:  # a full disk, a folder without permission
             place = error.filename if error.filename is not None else "the current folder"

@@ -16,9 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import UserError, install_hint
+from ldm_toolkit.files import sha256_file
 
-__all__ = ["EncoderDistance", "Lpips", "cached_lpips", "load_lpips"]
+__all__ = [
+    "EncoderDistance",
+    "Lpips",
+    "cached_frechet",
+    "cached_lpips",
+    "load_lpips",
+    "lpips_weights",
+]
 
 _SECONDS = 10.0  # without a sign of the network
 
@@ -83,11 +91,11 @@ def load_lpips() -> Lpips:
     """LPIPS, its weights downloaded where they lack. Raises UserError where they cannot be had."""
     instead = "pass --perceptual encoder, which needs nothing from outside"
     try:
-        file, address = _weights()
+        file, address = lpips_weights()
     except (ImportError, RuntimeError) as error:  # torchvision for another torch: RuntimeError
         raise UserError(
-            f"--perceptual lpips needs torchmetrics and torchvision ({_line(error)}): pip install "
-            f"'ldm-toolkit[lpips]', or {instead}"
+            f"--perceptual lpips needs torchmetrics and torchvision ({_line(error)}): "
+            f"{install_hint('lpips')}, or {instead}"
         ) from error
     try:
         with _impatient():
@@ -102,13 +110,31 @@ def load_lpips() -> Lpips:
 def cached_lpips() -> Lpips | None:
     """LPIPS where all that it needs is on this machine."""
     try:
-        file, _ = _weights()
+        file, _ = lpips_weights()
         return Lpips() if file.is_file() else None
     except (ImportError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
         return None
 
 
-def _weights() -> tuple[Path, str]:
+def cached_frechet() -> Any | None:
+    """torchmetrics' Fréchet inception distance where all that it needs is on this machine.
+
+    Its weights are a pickle: none is read but the file that torch-fidelity names by its hash.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        file = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rpartition("/")[2])
+        named = file.stem.rpartition("-")[2]
+        if not file.is_file() or not sha256_file(file).startswith(named):
+            return None
+        return FrechetInceptionDistance(normalize=True, feature_extractor_weights_path=str(file))
+    except (ImportError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        return None
+
+
+def lpips_weights() -> tuple[Path, str]:
     """Where torchvision keeps VGG16's weights, and where it has them from. Raises ImportError."""
     import torchmetrics  # noqa: F401 - what is missing is told at once
     from torchvision.models import VGG16_Weights

@@ -1,6 +1,8 @@
 """What the UNet's training is given: pictures, and their latents and captions, computed once."""
 
+import functools
 import hashlib
+import itertools
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ldm_toolkit.errors import InputError, UserError
 from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.training import cache
+from ldm_toolkit.training.advice import warn_of_words
 from ldm_toolkit.training.cache import Rows
 from ldm_toolkit.training.config import UNetConfig, VAEConfig
 from ldm_toolkit.training.data import Plan, Source, open_source
@@ -31,6 +34,7 @@ from ldm_toolkit.training.inputs import network_config
 from ldm_toolkit.training.methods.unet_step import UNetMethod
 from ldm_toolkit.training.prior import DrawClass, check_class, complete_class
 from ldm_toolkit.training.rng import BucketIndex
+from ldm_toolkit.values import counted
 
 __all__ = [
     "UNetInputs",
@@ -143,38 +147,58 @@ def unet_inputs(
     if kind.class_pictures:
         check_class(_class_folder(config), config.class_prompt or "")
 
-    def opened(one: UNetConfig | VAEConfig, masks: bool = False) -> Source:
-        options: dict[str, Any] = {"captions": config.captions, "caption": caption, "masks": masks}
-        return open_data(one, plan, accelerator, folder, **options)
+    def opened(one: UNetConfig | VAEConfig) -> Source:
+        options: dict[str, Any] = {"captions": config.captions, "caption": caption}
+        return open_data(one, plan, accelerator, folder, masks=config.masked_loss, **options)
 
-    def cached(sources: Sequence[Source]) -> tuple[dict[str, Any], dict[str, str]]:
+    def cached(
+        sources: Sequence[Source], captions: Sequence[Sequence[str]]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
         with accelerator.main_process_first():
             latents, scaling_factor, data = moments(parts["vae"], sources, kept, accelerator)
-            captions = [source.captions(i) for source in sources for i in range(len(source))]
             encoder = parts["text_encoder"]
             given, told = text(config, kind, tokenizer, encoder, captions, kept, accelerator)
+            if config.masked_loss:
+                given["masks"] = masks(sources, kept)
         given |= {"moments": latents, "scaling_factor": scaling_factor}
         return given, {"data": data, "text_encoder": told}
 
-    own, held = hold_out(config, opened(config, config.masked_loss), opened)
+    own, held = hold_out(config, opened(config), opened)
     sources = [own]
     if kind.class_pictures:
         _complete_class(config, accelerator, untrained, draw_class)
         place = str(_class_folder(config))
         pictures = replace(config, data=place, validation_data=None, validate_every=0)
         sources.append(open_data(pictures, plan, accelerator, folder, caption=config.class_prompt))
-    given, hashes = cached(sources)
+    captions = _captions(sources)
+    if accelerator.is_main_process and not (kind.encodes_text or config.train_text_encoder):
+        warn_of_words(itertools.chain.from_iterable(captions), tokenizer)
+    given, hashes = cached(sources, captions)
+    given["name"] = functools.partial(_name, sources)
     if kind.encodes_text or config.train_text_encoder:
         given["encoder"] = load_network(CLIPTextModel, parts["text_encoder"])
-    if config.masked_loss:
-        with accelerator.main_process_first():
-            given["masks"] = masks(sources, kept)
     if kind.class_pictures:
         given["instances"] = len(own)
     if config.buckets:
         given["index"] = _bucket_index(own, config.seed, plan.batch)
-    watched = cached([held])[0] if held is not None and config.validate_every > 0 else None
+    watched = None
+    if held is not None and config.validate_every > 0:
+        watched = cached([held], _captions([held]))[0]
     return UNetInputs(given, watched, hashes, len(own), own.fingerprint)
+
+
+def _name(sources: Sequence[Source], index: int) -> str:
+    """The name of picture ``index`` of all sources, one after the other."""
+    for source in sources:
+        if index < len(source):
+            break
+        index -= len(source)
+    return source.name(index)
+
+
+def _captions(sources: Sequence[Source]) -> list[tuple[str, ...]]:
+    """Those of each picture."""
+    return [source.captions(index) for source in sources for index in range(len(source))]
 
 
 def _class_folder(config: UNetConfig) -> Path:
@@ -193,7 +217,8 @@ def _complete_class(
 
         def draw(seeds: Sequence[int]) -> Iterable[Image.Image]:
             if draw_class is None:
-                raise UserError(f"--class-data {folder} lacks {len(seeds)} pictures: give it some")
+                lacking = counted(len(seeds), "picture")
+                raise UserError(f"--class-data {folder} lacks {lacking}: give it some")
             return draw_class(untrained(Path(temporary, "model")), prompt, seeds, config.size)
 
         complete_class(folder, prompt, config.class_count, config.seed, draw)
@@ -348,7 +373,8 @@ def _warn_of_cuts(tokenizer: Any, texts: Sequence[str]) -> None:
     if max(lengths) > _TOKENS:
         longest = texts[lengths.index(max(lengths))]
         cut = sum(length > _TOKENS for length in lengths)
-        logger.warning("%d captions are cut at %d tokens, e.g. %.60r", cut, _TOKENS, longest)
+        told = counted(cut, "caption")
+        logger.warning("%s longer than %d tokens and cut, e.g. %.60r", told, _TOKENS, longest)
 
 
 def load_tokenizer(folder: Path) -> Any:

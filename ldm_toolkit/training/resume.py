@@ -11,7 +11,8 @@ from ldm_toolkit.training.config import LoopConfig
 
 __all__ = ["check_course", "course", "trim_metrics"]
 
-# None of these changes what a step computes. Data and models are compared by content, not by path.
+# None of these changes what a step computes; that of its steps changes the learning rates of most
+# schedules, which `rates` tells. Data and models are compared by content, not by path.
 _FREE = frozenset(
     {"steps", "threads", "checkpoint_every", "keep", "sample_every", "sample_prompts", "resume"}
     | {"output", "cache", "no_cache", "compile", "gradient_checkpointing", "auto_batch"}

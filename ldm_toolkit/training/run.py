@@ -12,12 +12,13 @@ from accelerate import Accelerator
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm_toolkit.errors import LdmToolkitError
 from ldm_toolkit.training import prepare
+from ldm_toolkit.training.advice import warn_of_size
 from ldm_toolkit.training.auto_batch import fitted
-from ldm_toolkit.training.autoencoder import pass_colour_, standardise_latents_
+from ldm_toolkit.training.autoencoder import keep_colour_, pass_colour_, standardise_latents_
 from ldm_toolkit.training.begin import begin
 from ldm_toolkit.training.cache import module_hash
 from ldm_toolkit.training.card import Result, write_card
@@ -30,11 +31,17 @@ from ldm_toolkit.training.config import (
 )
 from ldm_toolkit.training.data import Plan, Source, check_data
 from ldm_toolkit.training.data.geometry import Geometry
-from ldm_toolkit.training.folders import complete_model, load_network, save_network
+from ldm_toolkit.training.folders import (
+    complete_model,
+    copied_bytes,
+    load_network,
+    save_network,
+)
 from ldm_toolkit.training.held_out import a_few, hold_out
 from ldm_toolkit.training.inputs import model_folder, network_config
 from ldm_toolkit.training.loop import train
 from ldm_toolkit.training.methods import method_class
+from ldm_toolkit.training.methods.protocol import Method
 from ldm_toolkit.training.methods.unet_step import UNetMethod, trained_scheduler
 from ldm_toolkit.training.methods.vae import VAEMethod
 from ldm_toolkit.training.perceptual import EncoderDistance, load_lpips
@@ -47,6 +54,7 @@ from ldm_toolkit.training.samples import (
     sample_file,
     write_before_after,
 )
+from ldm_toolkit.training.space import check_space
 from ldm_toolkit.training.validation import UNetHeldOut, VAEHeldOut, Validation
 
 __all__ = ["train_judge", "train_text_encoder", "train_unet", "train_vae"]
@@ -79,13 +87,12 @@ def train_vae(config: VAEConfig) -> None:
         pass_colour_(vae)
     else:
         vae = load_network(AutoencoderKL, base / "vae")
+    keep_colour_(vae)
 
     def opened(one: UNetConfig | VAEConfig) -> Source:
         return prepare.open_data(one, plan, accelerator, Path(config.output) / "cache")
 
     source, held = hold_out(config, opened(config), opened)
-    if accelerator.is_main_process and config.from_config is None:
-        complete_model(base, Path(config.output), {"vae"})
     watched = held if held is not None else a_few(source)
     file = Path(config.output) / "quality.json"
     quality = Quality(watched, held is not None, file, accelerator, lpips)
@@ -98,6 +105,8 @@ def train_vae(config: VAEConfig) -> None:
             inputs["model"] = module_hash(perceptual)
     method = VAEMethod(vae, config, source, perceptual)
     config = fitted(method, config, accelerator)
+    if accelerator.is_main_process and config.from_config is None:
+        _copy_parts(method, config, base, {"vae"})
     sample = _sampler(config, lambda file: draw_reconstructions(vae, source, file))
     validation = None
     if held is not None and config.validate_every > 0:
@@ -118,7 +127,7 @@ def train_vae(config: VAEConfig) -> None:
 def train_text_encoder(config: TextEncoderConfig) -> None:
     """Train a tokenizer, then a text encoder, on storybook captions; writes both to OUTPUT."""
     from ldm_toolkit.storybook import scenes
-    from ldm_toolkit.training.text import AttributeText, train_tokenizer
+    from ldm_toolkit.training.text import AttributeText, start_from, train_tokenizer
 
     accelerator = begin(config)
     settings = CLIPTextConfig.from_dict(network_config(Path(config.from_config) / "text_encoder"))
@@ -128,6 +137,10 @@ def train_text_encoder(config: TextEncoderConfig) -> None:
     settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     settings.pad_token_id = tokenizer.pad_token_id
     method = AttributeText(tokenizer, config, settings)
+    if config.model is not None:
+        folder = model_folder(config.model)
+        trained = load_network(CLIPTextModel, folder / "text_encoder")
+        start_from(method.encoder, tokenizer, trained, prepare.load_tokenizer(folder / "tokenizer"))
     train(method, fitted(method, config, accelerator), accelerator)
     _finish(config, accelerator)
 
@@ -182,6 +195,8 @@ def train_unet(
         _on_one_process(lambda: check_data(config, plan, caption=caption, masks=masks))
         return
     accelerator = begin(config)
+    if accelerator.is_main_process:
+        warn_of_size(config, base, parts["vae"])
     scheduler_config = network_config(base / "scheduler", "scheduler_config.json")
     # All of these refuse before hours of caching.
     trained = trained_scheduler(config, scheduler_config) if config.zero_terminal_snr else None
@@ -197,7 +212,7 @@ def train_unet(
     method = kind(unet, config, scheduler_config=scheduler_config, **found.given)
     config = fitted(method, config, accelerator)
     if accelerator.is_main_process and trained_parts:
-        complete_model(base, Path(config.output), trained_parts, parts, scheduler_config=trained)
+        _copy_parts(method, config, base, trained_parts, parts, trained)
 
     def complete(folder: Path) -> Path:
         return _completed(config, trained_parts, base, parts, folder, trained)
@@ -222,6 +237,20 @@ def _trained_parts(config: UNetConfig, kind: type[UNetMethod]) -> set[str]:
     if kind.adapter_file is not None:
         return set()
     return {"unet", "text_encoder"} if config.train_text_encoder else {"unet"}
+
+
+def _copy_parts(
+    method: Method,
+    config: LoopConfig,
+    base: Path,
+    trained_parts: set[str],
+    parts: Mapping[str, Path] | None = None,
+    scheduler_config: Mapping[str, Any] | None = None,
+) -> None:
+    """Complete OUTPUT to a model folder, where there is room for that and all that is to come."""
+    output = Path(config.output)
+    check_space(method, config, copied_bytes(base, output, trained_parts, parts))
+    complete_model(base, output, trained_parts, parts, scheduler_config=scheduler_config)
 
 
 def _completed(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
@@ -15,8 +16,11 @@ from ldm_toolkit.errors import UserError
 from ldm_toolkit.training import checkpoints, optimizers
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.methods.protocol import Method
+from ldm_toolkit.training.precision import cast_frozen_
+from ldm_toolkit.training.rates import warn_of_other_steps
 from ldm_toolkit.training.resume import check_course, course
 from ldm_toolkit.training.sharding import divided_like, gathered, is_divided, whole
+from ldm_toolkit.training.zero import refuse_to_resume, set_up_zero, uses_zero
 
 __all__ = ["RunState"]
 
@@ -34,7 +38,7 @@ class RunState:
         inputs: Mapping[str, Any],
     ) -> None:
         self.method, self.config, self.accelerator = method, config, accelerator
-        self.folder = Path(config.output) / "checkpoints"
+        self.folder = Path(config.output) / checkpoints.CHECKPOINTS
         self.course = course(
             config, {**_frozen(method), **inputs, "processes": accelerator.num_processes}
         )
@@ -45,9 +49,15 @@ class RunState:
             method.checkpoint_gradients()
         # `accelerate launch` may have set another number, by which backward() would divide.
         accelerator.gradient_accumulation_steps = config.accumulate
+        saves_all = getattr(method, "adapter_file", None) is None
+        if not saves_all and accelerator.distributed_type != DistributedType.FSDP:
+            cast_frozen_(method.module, accelerator.mixed_precision)  # `course` has their hash
         module = method.module.to(accelerator.device)
         if config.compile:
             module = torch.compile(module)  # type: ignore[assignment]
+        self.zero = uses_zero(accelerator)
+        if self.zero:
+            set_up_zero(config, accelerator)
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.parameters = _trained(method)  # FSDP has put others in their place
         self.divided = is_divided(self.parameters)
@@ -62,17 +72,22 @@ class RunState:
         self.step, self.bad_steps = 0, 0
 
     def checkpoint(self) -> None:
-        """Write the run's state; on one process only, the others wait."""
+        """Write the run's state; on one process only, the others wait.
+
+        Under DeepSpeed without the optimiser's, and as a model that a new run can start from.
+        """
         tensors: dict[str, dict[str, torch.Tensor]] = {}
         if self.accelerator.is_main_process or self.divided:
             tensors["weights"] = checkpoints.named_state(self.method.trainable())
-            tensors["optimizer"] = checkpoints.optimizer_tensors(self.optimizer.optimizer)
+            if not self.zero:
+                tensors["optimizer"] = checkpoints.optimizer_tensors(self.optimizer.optimizer)
             if self.ema is not None:
                 tensors["ema"] = {str(i): whole(p) for i, p in enumerate(self.ema.shadow_params)}
         if self.accelerator.is_main_process:
             state: dict[str, Any] = {"seed": self.config.seed, "bad_steps": self.bad_steps}
+            state["steps"] = self.config.steps
             state["course"] = self.course
-            scalars = checkpoints.optimizer_scalars(self.optimizer.optimizer)
+            scalars = {} if self.zero else checkpoints.optimizer_scalars(self.optimizer.optimizer)
             if scalars:
                 state["optimizer"] = scalars
             if self.ema is not None:
@@ -81,6 +96,9 @@ class RunState:
                 state["scaler"] = self.accelerator.scaler.state_dict()
             checkpoints.save(self.folder, checkpoints.Checkpoint(self.step, tensors, state))
             checkpoints.prune(self.folder, self.config.keep, newest=self.step)
+            if self.zero:
+                with self.averaged():
+                    self.method.save(Path(self.config.output))
         self.accelerator.wait_for_everyone()
 
     def restore(self) -> None:
@@ -89,6 +107,8 @@ class RunState:
         if found is None:
             return
         before = {"seed": found.state["seed"], **found.state.get("course", {})}
+        if self.zero or "optimizer" not in found.tensors:
+            refuse_to_resume(self.folder, self.config.output, found.step)
         check_course(before, self.course, self.folder)
         own = self.method.trainable().state_dict()
         weights = {n: divided_like(t, own.get(n)) for n, t in found.tensors["weights"].items()}
@@ -116,6 +136,8 @@ class RunState:
             self.accelerator.scaler.load_state_dict(found.state["scaler"])
         self.step, self.bad_steps = found.step, found.state["bad_steps"]
         logger.info("resumed at step %d", self.step)
+        if self.accelerator.is_main_process and "steps" in found.state:
+            warn_of_other_steps(self.config, found.state["steps"], self.step)
 
     def stopping(self, received: bool) -> bool:
         """Whether any process received a signal: all have to leave after the same step."""

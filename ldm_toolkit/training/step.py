@@ -32,7 +32,7 @@ def advance(run: RunState) -> dict[str, float]:
     norm = accelerator.clip_grad_norm_(run.parameters, config.max_grad_norm)
     finite = math.isfinite(float(norm))
     if not finite:
-        _note_bad(run, loss, norm, batches)
+        _note_bad(run, loss, float(norm), batches)
     if finite or accelerator.scaler is not None:  # a scaler skips the step and lowers its scale
         run.optimizer.step()
     if finite:
@@ -86,14 +86,22 @@ def _of_all_processes(
     return loss, dict(zip(logs, values, strict=True))
 
 
-def _note_bad(run: RunState, loss: float, norm: Tensor, batches: Sequence[range]) -> None:
+def _note_bad(run: RunState, loss: float, norm: float, batches: Sequence[range]) -> None:
     # Gradients are reduced over ranks, so a non-finite norm is seen by all of them alike.
     scaler = run.accelerator.scaler
     if scaler is not None and scaler.get_scale() > 1:
         return  # fp16 looks for its loss scale by overflowing
     run.bad_steps += 1
     where = f"step {run.step}, positions {batches[0][0]} to {batches[-1][-1]}"
-    logger.warning("%s skipped: loss %s, gradient norm %s", where, loss, float(norm))
+    names = [name for positions in batches for name in run.method.names(positions)]
+    if names:
+        where += f" ({', '.join(dict.fromkeys(names))})"
+    if run.zero:
+        raise NumericalError(
+            f"{where}: loss {loss}, gradient norm {norm}; DeepSpeed may have changed the weights "
+            f"by it, those before are in {run.folder}; try a smaller --lr"
+        )
+    logger.warning("%s skipped: loss %s, gradient norm %s", where, loss, norm)
     if run.bad_steps >= _BAD_STEPS:
         raise NumericalError(
             f"{_BAD_STEPS} steps in a row without finite gradients, last {where}; "

@@ -14,12 +14,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ldm_toolkit.errors import ModelError
 from ldm_toolkit.storybook import scenes
 from ldm_toolkit.training.config import TextEncoderConfig
 from ldm_toolkit.training.folders import save_network
+from ldm_toolkit.training.methods.unet_step import checkpoint_layers
 from ldm_toolkit.training.rng import generator
 
-__all__ = ["AttributeText", "train_tokenizer"]
+__all__ = ["AttributeText", "start_from", "train_tokenizer"]
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _LENGTH = 77
@@ -51,6 +53,40 @@ def train_tokenizer(captions: Iterable[str], limit: int = 2048) -> CLIPTokenizer
     merges: Any = [tuple(pair) for pair in pairs if "".join(pair) in kept]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys([*words, _START, _END]))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=_LENGTH)
+
+
+@torch.no_grad()
+def start_from(
+    encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    trained: CLIPTextModel,
+    trained_tokenizer: CLIPTokenizer,
+) -> int:
+    """Copy the weights of ``trained`` into ``encoder``, embeddings by the token's own letters.
+
+    Tokens that only the new tokenizer has keep their fresh embeddings. Returns how many tokens both
+    know. Raises ModelError where the shapes differ.
+    """
+    weights = trained.state_dict()
+    embedding: Any = encoder.get_input_embeddings().weight
+    table = next(name for name, value in encoder.named_parameters() if value is embedding)
+    before = weights.pop(table)
+    mismatched = [
+        name
+        for name, value in encoder.state_dict().items()
+        if name != table and (name not in weights or weights[name].shape != value.shape)
+    ]
+    if mismatched or before.shape[1] != embedding.shape[1]:
+        raise ModelError(
+            f"the text encoder to start from has another shape, see {(mismatched or [table])[0]}: "
+            "pass a model with the shape of --from-config"
+        )
+    encoder.load_state_dict(weights, strict=False)
+    known = trained_tokenizer.get_vocab()
+    pairs = [(row, known[token]) for token, row in tokenizer.get_vocab().items() if token in known]
+    rows, places = torch.tensor(pairs).unbind(1)
+    embedding[rows] = before[places]
+    return len(pairs)
 
 
 class _TextStep(nn.Module):
@@ -103,12 +139,13 @@ class AttributeText:
         """None: there is one rate for all."""
         return {}
 
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """None: scenes are drawn."""
+        return []
+
     def checkpoint_gradients(self) -> None:
         """From now on compute the layers twice instead of keeping what they computed."""
-        # transformers renamed it; the non-reentrant kind leaves the graph as it is
-        newer = getattr(self.encoder, "activation_checkpointing_enable", None)
-        enable = newer if newer is not None else self.encoder.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        checkpoint_layers(self.encoder)
 
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Tokens (B, 77), the places asked (B, 4) and labels (B, attributes)."""

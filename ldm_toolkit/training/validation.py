@@ -43,11 +43,13 @@ class HeldOut(Protocol):
 
 
 class UNetHeldOut:
-    """Squared errors of the UNet's prediction, unweighted, in the middle of each tenth of time.
+    """Squared errors of the UNet's prediction, in the middle of each tenth of time.
 
-    ``moments``, ``embeddings`` (token ids where the method has a text encoder) and ``caption_rows``
-    are of the held-out pictures and as in `UNetMethod`; the latents are the posterior's mean, the
-    caption is the first.
+    No timestep has a weight; errors count where they do in training.
+
+    ``moments``, ``embeddings`` (token ids where the method has a text encoder), ``caption_rows``
+    and ``masks`` are of the held-out pictures and as in `UNetMethod`; the latents are the
+    posterior's mean, the caption is the first.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class UNetHeldOut:
         caption_rows: Sequence[Sequence[int]],
         scaling_factor: float,
         batch_size: int,
+        masks: Rows | None = None,
     ) -> None:
         self._method, self._moments, self._rows = method, moments, caption_rows
         self._embeddings, self._scaling_factor = embeddings, scaling_factor
-        self._batch_size = batch_size
+        self._batch_size, self._masks = batch_size, masks
         count = len(method.alphas_cumprod)
         edges = [count * band // _BANDS for band in range(_BANDS + 1)]
         pairs = list(itertools.pairwise(edges))
@@ -81,6 +84,8 @@ class UNetHeldOut:
             "noise": torch.randn(mean.shape, generator=generator(0, "validation", picture)),
             "text": text.float() if text.is_floating_point() else text,
         }
+        if self._masks is not None:
+            alone["mask"] = self._masks[picture].float()
         found = []
         device = next(self._method.module.parameters()).device
         for timesteps in self.timesteps.split(self._batch_size):

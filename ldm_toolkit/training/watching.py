@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from ldm_toolkit.errors import CannotWrite, UserError
 from ldm_toolkit.progress import Progress
 from ldm_toolkit.training.config import LoopConfig
+from ldm_toolkit.training.folders import shown_options
 from ldm_toolkit.training.resume import trim_metrics
 
 __all__ = ["Watch"]
@@ -82,7 +83,9 @@ class Watch(AbstractContextManager):
 def _start_trackers(config: LoopConfig, accelerator: Accelerator, step: int) -> None:
     """Begin a run of each tracker. Raises UserError."""
     plain = (bool, int, float, str)
-    told = {k: v if isinstance(v, plain) else json.dumps(v) for k, v in vars(config).items()}
+    told = {
+        k: v if isinstance(v, plain) else json.dumps(v) for k, v in shown_options(config).items()
+    }
     name = Path(config.output).name
     settings = {
         "tensorboard": {"purge_step": step + 1},  # what a resumed run does again

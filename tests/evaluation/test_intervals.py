@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ldm_toolkit.evaluation.intervals import bootstrap, mean, paired_difference, share
+from ldm_toolkit.evaluation.intervals import (
+    Interval,
+    around,
+    bootstrap,
+    jackknife,
+    mean,
+    paired_difference,
+    share,
+)
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 7), (7, 7), (1, 2), (40, 100), (481, 500)])
@@ -54,3 +62,27 @@ def test_pairs_are_compared_with_each_other() -> None:
     assert 0.45 < found.low < found.high < 0.55
     assert found == paired_difference(list(first), list(second))
     assert found.as_dict()["count"] == 300
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    """With groups of one sample each; and of larger ones near it."""
+    data = np.random.default_rng(0).normal(3, 2, 200)
+
+    def without(groups: int) -> Interval:
+        def mean_without(group: int | None) -> float:
+            kept = data if group is None else data[np.arange(200) % groups != group]
+            return float(kept.mean())
+
+        return jackknife(200, mean_without, groups=groups)
+
+    expected = mean(data.tolist())
+    exact, grouped = without(200), without(20)
+    assert (exact.value, exact.count) == (pytest.approx(expected.value), 200)
+    assert exact.high == pytest.approx(expected.high)
+    assert exact.low == pytest.approx(expected.low)
+    assert grouped.high - grouped.value == pytest.approx(expected.high - expected.value, rel=0.4)
+
+
+def test_a_bar_ends_where_values_do() -> None:
+    assert around(1.0, 2.0, 5, least=0.0).low == 0.0
+    assert around(1.0, 2.0, 5).low == pytest.approx(1 - 2 * 1.959964)

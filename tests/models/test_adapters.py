@@ -5,14 +5,17 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from ldm_toolkit.cli.model import _lora, _other_adapters
 from ldm_toolkit.errors import ModelError, UserError
 from ldm_toolkit.files import sha256_file
+from ldm_toolkit.models import identity
 from ldm_toolkit.models.adapters import load_embedding, load_lora, unload_loras
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.identity import EmbeddingIdentity, LoraIdentity
@@ -220,6 +223,28 @@ def test_same_as_merged_weights_with_alphas_of_every_kind(
     ours = load_lora(components, lora_file(in_kohya(layers, alphas)), -0.3)
     expected = merged(components, layers, lambda m: -0.3 * alphas.get(m, rank) / rank)
     close(ours, expected)
+
+
+def test_a_file_is_read_for_its_hash_once(
+    components: Components, lora_file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a replay asks: for the scale of its LoRA, whether it made the picture, to load it."""
+    path = lora_file(in_peft(halves(components), ""))
+    read = []
+    monkeypatch.setattr(
+        identity, "sha256_file", lambda file: read.append(file) or sha256_file(file)
+    )
+    recorded = [{"name": "a", "scale": 0.25, "sha256": sha256_file(path)}]
+    original: Any = SimpleNamespace(recipe=SimpleNamespace(loras=recorded, embeddings=[]))
+    problems: list[str] = []
+    given = _lora(str(path), recorded, problems)
+    assert given == (path, 0.25)
+    assert not problems + _other_adapters(original, (given,), ())
+    loaded = load_lora(components, *given)
+    assert loaded.loras == (LoraIdentity("my.v2", 0.25, sha256_file(path)),)
+    assert read == [path.resolve()]
+    path.write_bytes(path.read_bytes() + b" ")  # another file by the same name
+    assert identity.adapter_sha256(path) == sha256_file(path) != recorded[0]["sha256"]
 
 
 def test_two_loras_with_scales_and_other_ranks(components: Components, lora_file: File) -> None:

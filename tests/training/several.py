@@ -1,7 +1,7 @@
 """A tiny UNet trained by several processes: torchrun ... several.py KIND OUTPUT NAME=VALUE ...
 
-``KIND`` is ddp or fsdp. Accelerate (1.15) leaves FSDP out on CPUs, where torch itself has it, so
-its state is set here as it sets it on GPUs.
+``KIND`` is ddp, fsdp or zero. Accelerate (1.15) leaves FSDP and DeepSpeed out on CPUs, where they
+run themselves, so its state is set here as it sets it on GPUs.
 """
 
 import json
@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from training_tools import lora_method, unet_method
 
 from ldm_toolkit.training import loop
+from ldm_toolkit.training.zero import check_zero
 
 
 def main(kind: str, output: Path, *words: str) -> None:
@@ -30,6 +31,12 @@ def main(kind: str, output: Path, *words: str) -> None:
     options = {name: json.loads(value) for name, _, value in (w.partition("=") for w in words)}
     make = lora_method if options.pop("method", "full") == "lora" else unet_method
     method, config = make(output, **options)
+    if kind == "zero":
+        PartialState().distributed_type = DistributedType.DEEPSPEED
+        accelerator.state.distributed_type = DistributedType.DEEPSPEED
+        accelerator.state.deepspeed_plugins = DeepSpeedPlugin(zero_stage=2)
+        accelerator.deepspeed_engine_wrapped = None
+        check_zero(config, accelerator)
     drawn = []
     loop.train(method, config, accelerator, sample=drawn.append)
     divided = sum(hasattr(p, "full_tensor") for p in method.trainable().parameters())

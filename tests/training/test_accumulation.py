@@ -102,7 +102,10 @@ def test_what_accelerate_was_told_does_not_divide_the_loss(tmp_path, monkeypatch
 
 def test_a_bad_batch_skips_the_whole_step(accelerator, tmp_path, caplog):
     loop.train(Line(bad={4}), config(tmp_path, batch_size=2, accumulate=3), accelerator)
-    assert "step 4, positions 24 to 29 skipped" in caplog.text
+    assert (
+        "step 4, positions 24 to 29 (3.png, 4.png, 5.png, 6.png, 0.png, 1.png) skipped"
+        in caplog.text
+    )
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(accelerator, tmp_path):

@@ -111,10 +111,3 @@ def test_the_autoencoder_is_not_divided():
     config = VAEConfig(output="o", data="d")
     with pytest.raises(UserError, match="only the UNet and LoRAs"):
         begin._check_divided(config, SimpleNamespace(is_fsdp2=True))
-
-
-def test_deepspeed_is_refused_before_anything_is_written(monkeypatch, tmp_path):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(UserError, match=r"DeepSpeed is not supported: .*ddp\.yaml"):
-        begin.begin(LoopConfig(output=str(tmp_path / "o"), threads=1))
-    assert not (tmp_path / "o").exists()

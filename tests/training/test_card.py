@@ -3,11 +3,13 @@
 import json
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 from ldm_toolkit.training import card
@@ -48,14 +50,14 @@ def test_what_it_says_of_a_whole_model(output):
     write_card(unet(output, sample_prompts=["a cat's\n```hat"]), RESULT)
     text = (output / "README.md").read_text()
     made = ModelCard(text).data.to_dict()
-    assert made == {
-        "base_model": "storybook",
+    assert made == {  # no base_model: storybook is no name on the hub
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "tags": ["stable-diffusion", "text-to-image"],
     }
     assert text.startswith("---\n")
-    assert "# my-model\n\nAll weights of the UNet, trained from `storybook` in 10 steps" in text
+    assert "# my-model\n\nAll weights of the UNet, trained from `storybook`, the model that" in text
+    assert " comes with ldm_toolkit, in 10 steps" in text
     assert "20 pictures" in text
     assert "f" * 64 in text
     assert "first tenth of the steps: 1.9; of the last: 1." in text
@@ -85,10 +87,43 @@ def test_no_place_of_this_machine(output):
     text = (output / "README.md").read_text()
     assert "secret-user" not in text
     assert "me/" not in text
-    assert ModelCard(text).data.base_model == "base"
+    assert "base_model" not in ModelCard(text).data.to_dict()
+    assert "trained from `base` in 10 steps" in text
     found = options_of(text)
     names = ("model", "vae", "text_encoder", "cache", "validation_data")
     assert [found[name] for name in names] == ["base", "vae", "text", "cache", "held"]
+
+
+def test_a_model_of_the_hub_keeps_its_name(output):
+    snapshot = output.parent / "hub" / "models--some-body--a-model" / "snapshots" / ("a" * 40)
+    write_card(unet(output, model=str(snapshot), method="lora"), Result(2, "0", "a.safetensors"))
+    text = (output / "README.md").read_text()
+    assert ModelCard(text).data.base_model == "some-body/a-model"
+    assert "trained from `some-body/a-model` in 10 steps" in text
+    assert "--model some-body/a-model --lora" in text
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        (RESULT, "The folder is a model in the diffusers layout"),
+        (Result(2, "0", "a.safetensors"), "`a.safetensors` is what was trained"),
+        (Result(2, "0", whole=False), "`vae/` is what was trained"),
+    ],
+)
+def test_what_to_publish_of_the_folder(result, told, output):
+    for name in ("checkpoints", "cache", "samples", "unet"):
+        (output / name).mkdir()
+    write_card(unet(output), result)
+    part = (output / "README.md").read_text().partition("## Files\n")[2].partition("\n## ")[0]
+    assert told in part
+    assert "training needs `checkpoints/` and `cache/`: do not publish them" in part
+    words = shlex.split(part.partition("```bash\n")[2].partition("\n```")[0])
+    assert words[:5] == ["hf", "upload", "YOUR-NAME/my-model", "my-model", "."]
+    left_out = [after for word, after in pairwise(words) if word == "--exclude"]
+    paths = ["README.md", "unet/config.json", "checkpoints/step-00000001/state.json", "cache/a/b"]
+    kept = filter_repo_objects(paths, ignore_patterns=left_out)
+    assert list(kept) == paths[:2]
 
 
 def test_a_data_set_of_the_hub_keeps_its_name(output):

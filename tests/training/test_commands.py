@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -46,12 +47,12 @@ def test_the_result_is_a_model(script, trainer, tiny_v_model, pictures, tmp_path
             != json.loads((tiny_v_model / "vae" / "config.json").read_text())["scaling_factor"]
         )
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["model"] == str(tiny_v_model)
+    assert config["model"] == tiny_v_model.name
     card = (tmp_path / "README.md").read_text()
     assert "6 pictures" in card
     assert f"--model {tmp_path.name}" in card
     assert (tmp_path / "loss.png").is_file()
-    described = [card, *(path.read_text() for path in tmp_path.glob("*/config.json"))]
+    described = [card, *(path.read_text() for path in tmp_path.glob("**/config.json"))]
     assert not any(str(place) in one for one in described for place in (tmp_path, tiny_v_model))
     assert json.loads((tmp_path / "ldm_toolkit.json").read_text()) == {"name": tmp_path.name}
 
@@ -143,13 +144,14 @@ def test_the_data_can_be_checked_alone(script, trainer, tiny_model, data, tmp_pa
     assert child.wait() == 0, child.errors
     told = child.out.read_text()
     assert f"{data}: 11 pictures, 0 of them bad" in told
-    assert ("1 captions are longer than 77 tokens" in told) == (script == "finetune_unet")
+    cut = "1 caption is longer than 77 tokens and cut: 3.png (92)"
+    assert (cut in told) == (script == "finetune_unet")
     assert ("the cache takes" in told) == (script == "finetune_unet")
     (data / "5.png").write_bytes((data / "5.png").read_bytes()[:99])
     child = trainer.run(script, *words)
     assert child.wait() == 2, child.errors
     assert "\n  5.png: is damaged" in child.out.read_text()
-    assert child.errors.strip().endswith("error: 1 of 11 pictures are bad; see the report")
+    assert child.errors.strip().endswith("error: bad: 1 of 11 pictures; see the report")
     assert not (tmp_path / "o").exists()
 
 
@@ -162,7 +164,7 @@ def test_bad_pictures_stop_the_run_unless_they_are_skipped(trainer, tiny_model, 
     child = trainer.run("finetune_unet", *words, "--skip-bad")
     assert child.wait() == 0, child.errors
     assert "  5.png: is not a picture" in child.errors
-    assert "the 1 bad pictures above are skipped" in child.errors
+    assert "left out: the 1 bad picture above" in child.errors
     assert steps_of(tmp_path / "o" / "metrics.jsonl") == [1, 2]
     (data / "6.png").write_bytes(b"")
     child = trainer.run("finetune_unet", *words, "--skip-bad", "--resume", "false")
@@ -224,8 +226,8 @@ def test_buckets_from_pictures_to_a_model(trainer, tiny_model, data, tmp_path):
              "--size", 128, "--steps", 7]  # fmt: skip
     child = trainer.run("finetune_unet", *words)
     assert child.wait() == 0, child.errors
-    assert "192x64: 5 pictures, 0% of their area is cut off, 1 are shown again" in child.errors
-    assert "128x128: 6 pictures, 0% of their area is cut off\n" in child.errors
+    assert "192x64: 5 pictures, 0% of the area is cut off, 1 of them shown again" in child.errors
+    assert "128x128: 6 pictures, 0% of the area is cut off\n" in child.errors
     folders = sorted(path.name.split("-")[0] for path in (tmp_path / "o" / "cache").iterdir())
     assert folders == ["checked.jsonl", "embeddings", "latents", "latents"]
     draws(tmp_path / "o")
@@ -289,4 +291,31 @@ def test_an_output_that_cannot_be_made(trainer, tiny_model, pictures, tmp_path):
                         tmp_path / "file" / "below", *SMALL, "--crop", 32)  # fmt: skip
     assert child.wait() == 2
     assert "cannot be made" in child.errors
+    assert "Traceback" not in child.errors
+
+
+@pytest.mark.parametrize("script", ["finetune_unet", "finetune_vae"])
+def test_a_run_that_falls_apart_names_its_pictures(script, trainer, tiny_model, pictures, tmp_path):
+    extra = ["--crop", 32, "--crops", 1] if script == "finetune_vae" else []
+    words = [
+        script,
+        "--model",
+        tiny_model,
+        "--data",
+        pictures,
+        "--output",
+        tmp_path,
+        *SMALL,
+        *extra,
+    ]
+    child = trainer.run(*words, "--steps", 9, "--lr", "1e30")
+    assert child.wait() == 1, child.errors
+    told = re.findall(
+        r"step \d, positions \d+ to \d+ \((\d)\.png, (\d)\.png\) skipped", child.errors
+    )
+    assert len(told) == 3
+    assert len({*told[0], *told[1], *told[2]}) > 2
+    last = child.errors.strip().splitlines()[-1]
+    assert "3 steps in a row without finite gradients" in last
+    assert ".png)" in last
     assert "Traceback" not in child.errors

@@ -11,6 +11,8 @@ from ldm_toolkit.errors import InputError
 from ldm_toolkit.latents import pil_to_pixels
 from ldm_toolkit.training.config import DataConfig
 from ldm_toolkit.training.data import ImageFolder, StorybookScenes, open_source
+from ldm_toolkit.training.held_out import Part
+from ldm_toolkit.training.prepare import _name
 
 NAMES = ["b.png", "a.jpg", "c.webp"]
 
@@ -63,6 +65,19 @@ def test_txt_files_in_the_order_of_the_names(folder):
     for name in NAMES:
         (folder / name).with_suffix(".txt").write_text(f" a {name}\n")
     assert captions(ImageFolder(folder, 64)) == [("a a.jpg",), ("a b.png",), ("a c.webp",)]
+
+
+def test_pictures_have_the_names_of_their_files(folder):
+    for name in NAMES:
+        (folder / name).with_suffix(".txt").write_text("x")
+    source = ImageFolder(folder, 64)
+    assert [source.name(index) for index in range(3)] == ["a.jpg", "b.png", "c.webp"]
+    part = Part(source, [2, 0])
+    assert [part.name(index) for index in range(2)] == ["c.webp", "a.jpg"]
+    both = [_name([part, source], index) for index in range(5)]
+    assert both == ["c.webp", "a.jpg", "a.jpg", "b.png", "c.webp"]
+    scenes = open_source(DataConfig(data="storybook", count=3, size=64))
+    assert scenes.name(2) == "scene 2"
 
 
 def test_the_folder_of_the_split(folder):

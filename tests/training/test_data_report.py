@@ -1,5 +1,6 @@
 """Bad pictures named exactly, skipped alike everywhere, and what the report says of the others."""
 
+import json
 import os
 import re
 
@@ -120,7 +121,7 @@ def test_training_refuses_skips_and_gives_up(hundred, caplog):
     assert [source.captions(index)[0] for index in range(75)] == [f"caption {n}" for n in kept]
     for name in expected:
         assert f"  {name}: " in caplog.text
-    assert "25 bad pictures above are skipped" in caplog.text
+    assert "left out: the 25 bad pictures above" in caplog.text
 
 
 def test_every_process_skips_the_same_and_has_the_order_of_clean_data(hundred, tmp_path):
@@ -199,9 +200,9 @@ def test_report_of_squares():
     assert told == [
         "place: 4 pictures, 0 of them bad",
         "sizes from 32x40 to 300x100, in the middle 200x100",
-        "64x64: 4 pictures, 34% of their area is cut off",
-        "2 pictures lose more than 30%: 1.png (50%), 2.png (67%)",
-        "1 pictures are smaller and are enlarged: 3.png",
+        "64x64: 4 pictures, 34% of the area is cut off",
+        "2 pictures are cut by more than 30%: 1.png (50%), 2.png (67%)",
+        "1 picture is smaller and enlarged: 3.png",
         "the cache takes 0.1 MB for latents and 0.6 MB for 5 captions, on disk and in the memory "
         "of every process",
     ]
@@ -210,8 +211,8 @@ def test_report_of_squares():
 def test_report_of_buckets():
     sizes = [(512, 512)] * 5 + [(640, 384), (641, 384)]
     told = report_text(looked_at(sizes), Plan(Geometry.buckets(512), batch=4))
-    assert "512x512: 5 pictures, 0% of their area is cut off, 3 are shown again to fill" in told
-    assert "640x384: 2 pictures, 0% of their area is cut off, 2 are shown again" in told
+    assert "512x512: 5 pictures, 0% of the area is cut off, 3 of them shown again to fill" in told
+    assert "640x384: 2 pictures, 0% of the area is cut off, 2 of them shown again" in told
 
 
 def test_report_of_copies_and_long_captions():
@@ -221,7 +222,7 @@ def test_report_of_copies_and_long_captions():
     plan = Plan(Geometry.square(64), token_counts=lambda texts: [len(t.split()) + 2 for t in texts])
     told = report_text(found, plan)
     assert "2 exact copies: 0.png = 1.png = 2.png" in told
-    assert "2 captions are longer than 77 tokens and are cut: 0.png (92), 2.png (82)" in told
+    assert "2 captions are longer than 77 tokens and cut: 0.png (92), 2.png (82)" in told
     assert "tokens" not in report_text(found, Plan(Geometry.square(64)))
 
 
@@ -230,7 +231,7 @@ def test_equal_pixels_in_other_files_are_copies():
     for name, options in [("a", {}), ("b", {"compress_level": 1})]:
         file = encoded(noise(1), **options)
         listing.entries.append(Entry(name, ("x",), lambda file=file: file))
-    assert "1 exact copies: a = b" in report_text(inspect(listing), Plan(Geometry.square(64)))
+    assert "1 exact copy: a = b" in report_text(inspect(listing), Plan(Geometry.square(64)))
 
 
 def test_what_is_not_read_is_told(tmp_path):
@@ -242,7 +243,7 @@ def test_what_is_not_read_is_told(tmp_path):
     told = report_text(inspect(list_data(DataConfig(data=str(folder)))), Plan(Geometry.square(64)))
     assert "data: 3 pictures, 1 of them bad" in told
     assert "  old.bmp: .bmp is not read; save it as PNG, JPEG or WebP" in told
-    assert "1 pictures in folders below; name them in metadata.jsonl" in told
+    assert "not used: 1 picture in folders below: name them in metadata.jsonl" in told
     assert "._0000" not in told
 
 
@@ -253,11 +254,47 @@ def test_check_data_writes_the_report_and_says_whether_it_is_clean(form, tmp_pat
     check_data(DataConfig(data=str(folder), size=64), plan)
     assert "4 pictures, 0 of them bad" in capsys.readouterr().out
     form(folder, [*samples(4)[:3], Sample("0003.png", b"bad", "x")])
-    with pytest.raises(InputError, match="1 of 4 pictures are bad; see the report"):
+    with pytest.raises(InputError, match="bad: 1 of 4 pictures; see the report"):
         check_data(DataConfig(data=str(folder), size=64, skip_bad=True), plan)
     out = capsys.readouterr().out
     assert re.search(r"^  \S*0003\.png: is not a picture", out, re.MULTILINE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"], "nothing is written"
+
+
+def test_a_missing_caption_hides_nothing_else(tmp_path, capsys):
+    """All kinds of faults of the same pictures are in one report."""
+    folder = as_txt(tmp_path / "data", samples(6))
+    shown = sorted(path for path in folder.iterdir() if path.suffix != ".txt")
+    for path in shown[:5]:
+        path.with_suffix(".txt").unlink()
+    shown[0].write_bytes(shown[0].read_bytes()[:99])
+    shown[1].write_bytes(shown[2].read_bytes())
+    shown[3].write_bytes(encoded(noise(1, 300, 100), "WEBP"))
+    shown[4].with_suffix(".txt").write_text("a " * 90)
+    plan = Plan(Geometry.square(64), token_counts=lambda texts: [len(t.split()) + 2 for t in texts])
+    with pytest.raises(InputError, match="bad: 4 of 6 pictures"):
+        check_data(DataConfig(data=str(folder), size=64), plan)
+    told = capsys.readouterr().out
+    assert re.search(rf"^  {shown[0].name}: no caption; is (damaged|not a picture)", told, re.M)
+    for path in shown[1:4]:
+        assert f"\n  {path.name}: no caption\n" in told
+    assert f"1 exact copy: {shown[1].name} = {shown[2].name}" in told
+    assert f"1 caption is longer than 77 tokens and cut: {shown[4].name} (92)" in told
+    assert f"1 picture is cut by more than 30%: {shown[3].name} (67%)" in told
+    assert "64x64: 5 pictures" in told
+
+
+def test_a_row_without_a_caption_names_its_picture_and_what_it_has(tmp_path):
+    folder = as_jsonl(tmp_path, samples(3))
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    name = json.loads(lines[1])["file_name"]
+    lines[1] = json.dumps({"file_name": name, "txt": "x"})
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    (folder / name).write_bytes(b"bad")
+    (found,) = inspect(list_data(DataConfig(data=str(folder)))).problems
+    assert found.name == "metadata.jsonl:2"
+    told = "expected file_name and text, got ['file_name', 'txt']; is not a picture"
+    assert found.reason.startswith(told)
 
 
 def test_check_data_of_drawn_scenes_and_of_nothing(tmp_path, capsys):

@@ -184,6 +184,25 @@ def test_damaged_tables_are_one_line(name, data, tmp_path, datasets):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["the end", "a page"])
+def test_what_the_libraries_log_of_damage_is_not_shown(place, tmp_path, datasets, caplog, capfd):
+    """Our line names the file, and it is the only one."""
+    from pyarrow.parquet import write_table
+
+    folder = as_parquet(tmp_path, datasets, names=("train-0.parquet", "train-1.parquet"))
+    path = folder / "train-1.parquet"
+    write_table(table(datasets).data.table, path, compression="gzip")
+    data = path.read_bytes()
+    hurt = data[:-40] if place == "the end" else data[:60] + bytes(400) + data[460:]
+    path.write_bytes(hurt)
+    with pytest.raises(InputError, match="cannot be read") as caught:
+        opened(tmp_path)
+    assert (str(path) in str(caught.value)) == (place == "the end")
+    assert "An error occurred" not in str(caught.value)
+    assert caplog.messages == []
+    assert capfd.readouterr() == ("", "")
+
+
 def test_random_damage_of_arrow_files_is_told_or_harmless(tmp_path, datasets):
     import random
 

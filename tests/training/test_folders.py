@@ -8,9 +8,18 @@ import pytest
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
+from ldm_toolkit.errors import ModelError
 from ldm_toolkit.models.load import load_components
 from ldm_toolkit.pipeline import LatentPipeline
-from ldm_toolkit.training.folders import complete_model, load_network, result_name
+from ldm_toolkit.training.config import UNetConfig
+from ldm_toolkit.training.folders import (
+    complete_model,
+    copied_bytes,
+    load_network,
+    result_name,
+    shown_options,
+    write_config,
+)
 
 CARD = {
     "name": "storybook",
@@ -90,6 +99,42 @@ def test_saved_configurations_name_no_folder(base, tmp_path):
     unet = load_network(UNet2DConditionModel, base / "unet")
     unet.save_pretrained(tmp_path / "unet")
     assert str(tmp_path) not in (tmp_path / "unet" / "config.json").read_text()
+
+
+def test_what_will_be_copied_is_known_before(tiny_model, tmp_path):
+    parts = {"vae": tiny_model / "vae", "text_encoder": tmp_path / "text_encoder"}
+    with pytest.raises(ModelError, match="text_encoder is missing"):
+        copied_bytes(tiny_model, tmp_path, {"unet"}, parts)
+    output = tmp_path / "o"
+    before = copied_bytes(tiny_model, output, {"unet"})
+    complete_model(tiny_model, output, {"unet"})
+    copied = [path for path in output.glob("*/*") if path.is_file()]
+    assert before == sum(path.stat().st_size for path in copied) > 1000
+    assert copied_bytes(tiny_model, output, {"unet"}) == 0
+    (output / "vae" / "config.json").write_bytes(b"")
+    found = sum(path.stat().st_size for path in (tiny_model / "vae").iterdir())
+    assert copied_bytes(tiny_model, output, {"unet"}) == found
+
+
+def test_the_options_of_a_result_name_no_folder_of_this_machine(tmp_path, monkeypatch):
+    here = tmp_path / "secret-user" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    config = UNetConfig(
+        data=str(here / "pictures" / "dogs"), output=str(tmp_path / "secret-user" / "out"),
+        model=f"{tmp_path}/models/base", cache="some/cache", vae="../vae", validate_every=1,
+        validation_data=str(here), sample_prompts=["/absolute nonsense"],
+    )  # fmt: skip
+    shown = shown_options(config)
+    assert {name for name, value in vars(config).items() if shown[name] != value} == {
+        "data", "output", "model", "validation_data",
+    }  # fmt: skip
+    assert (shown["data"], shown["output"], shown["model"]) == ("pictures/dogs", "out", "base")
+    assert shown["validation_data"] == "."
+    assert (shown["cache"], shown["vae"], shown["class_data"]) == ("some/cache", "../vae", None)
+    Path(config.output).mkdir()
+    write_config(config)
+    assert json.loads(Path(config.output, "config.json").read_text()) == shown
 
 
 def test_equal_parts_are_not_copied_again(tiny_model, tmp_path):

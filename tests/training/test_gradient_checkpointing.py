@@ -1,18 +1,31 @@
 """Blocks computed twice give the same loss and the same gradients, to the last bit."""
 
+import functools
+
 import pytest
 import torch
-from training_tools import lora_method, metric, unet_method, vae_method
+from training_tools import (
+    encoder_method,
+    inversion_method,
+    lora_method,
+    metric,
+    unet_method,
+    vae_method,
+)
 from transformers import CLIPTextConfig
 
 from ldm_toolkit.training import loop
 from ldm_toolkit.training.config import TextEncoderConfig
+from ldm_toolkit.training.methods.lora import LoraUNet
 from ldm_toolkit.training.run_state import RunState
 from ldm_toolkit.training.step import _add_gradients, _batches
 from ldm_toolkit.training.text import AttributeText, train_tokenizer
 
 
-def method_of(kind, output, pictures, **options):
+def method_of(kind, output, pictures, model, **options):
+    if kind in BOTH:
+        make, more = BOTH[kind]
+        return make(output, model, **more, **options)
     if kind == "unet":
         return unet_method(output, **options)
     if kind == "lora":
@@ -33,13 +46,25 @@ def method_of(kind, output, pictures, **options):
     return AttributeText(tokenizer, config, settings), config
 
 
-@pytest.mark.parametrize("kind", ["unet", "lora", "decoder", "vae", "text"])
-def test_loss_and_gradients_are_equal(kind, accelerator, pictures, tmp_path, monkeypatch):
-    recomputed, checkpoint = [], torch.utils.checkpoint.checkpoint
+BOTH = {
+    "unet and text encoder": (encoder_method, {}),
+    "loras of both": (encoder_method, {"kind": LoraUNet, "method": "lora", "dora": True}),
+    "textual inversion": (inversion_method, {"vectors": 2}),
+}
+KINDS = ["unet", "lora", "decoder", "vae", "text", *BOTH]
 
-    def counting(*arguments, **options):
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_are_equal(
+    kind, accelerator, pictures, tiny_model, tmp_path, monkeypatch
+):
+    recomputed, layers, checkpoint = [], [], torch.utils.checkpoint.checkpoint
+
+    def counting(function, *arguments, **options):
         recomputed.append(options["use_reentrant"])
-        return checkpoint(*arguments, **options)
+        if isinstance(function, functools.partial):  # transformers' way to name the layer
+            layers.append(type(function.args[0]).__name__)
+        return checkpoint(function, *arguments, **options)
 
     # transformers took the name when it was imported
     for place in ("torch.utils.checkpoint.checkpoint", "transformers.modeling_utils.checkpoint"):
@@ -47,10 +72,13 @@ def test_loss_and_gradients_are_equal(kind, accelerator, pictures, tmp_path, mon
     found = []
     for twice in (False, True):
         options = {"batch_size": 2, "gradient_checkpointing": twice}
-        method, settings = method_of(kind, tmp_path, pictures, **options)
+        method, settings = method_of(kind, tmp_path, pictures, tiny_model, **options)
         run = RunState(method, settings, accelerator, {})
         loss, logs = _add_gradients(run, _batches(run))
         assert bool(recomputed) == twice
+        encoder = getattr(method, "encoder", None)
+        count = encoder.config.num_hidden_layers if twice and encoder is not None else 0
+        assert layers.count("CLIPEncoderLayer") == count
         gradients = {
             name: None if parameter.grad is None else parameter.grad
             for name, parameter in method.trainable().named_parameters()

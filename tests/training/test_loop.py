@@ -87,7 +87,7 @@ def test_a_bad_step_is_skipped_and_told(accelerator, tmp_path, caplog):
     method = Line(bad={4, 5})
     loop.train(method, config(tmp_path), accelerator)
     assert caplog.text.count("skipped: loss nan") == 2
-    assert "step 4, positions 8 to 9" in caplog.text
+    assert "step 4, positions 8 to 9 (1.png, 2.png) skipped" in caplog.text
     assert all(torch.isfinite(p).all() for p in method.module.parameters())
     assert len(metric(tmp_path, "step")) == 12
 

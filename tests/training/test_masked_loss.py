@@ -1,6 +1,7 @@
 """Masks: found beside pictures, cut as they are, brought to latents, and errors count there."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ldm_toolkit.training.data.geometry import Geometry
 from ldm_toolkit.training.data.places import list_data
 from ldm_toolkit.training.held_out import Part
 from ldm_toolkit.training.methods.full import FullUNet
+from ldm_toolkit.training.validation import UNetHeldOut
 
 
 def left_half(width: int, height: int) -> Image.Image:
@@ -62,7 +64,7 @@ def test_masks_lie_beside_pictures_and_are_none_themselves(folder, caplog):
     assert [opened.captions(index) for index in range(len(opened))] == [
         ("a a.png",), ("a b.jpg",), ("a c.webp",)
     ]  # fmt: skip
-    assert "2 of 3 pictures have a mask" in caplog.text
+    assert "with a mask: 2 of 3 pictures" in caplog.text
 
 
 def test_without_the_option_they_are_left_alone(folder, caplog):
@@ -70,7 +72,7 @@ def test_without_the_option_they_are_left_alone(folder, caplog):
     opened = source(folder, masks=False)
     assert len(opened) == 3
     assert [opened.mask(index) for index in range(3)] == [None] * 3
-    assert "2 masks, which --masked-loss uses" in caplog.text
+    assert "not used: 2 masks, for --masked-loss" in caplog.text
 
 
 def test_a_mask_without_picture_is_a_picture(folder):
@@ -120,7 +122,7 @@ def test_bad_masks_are_named(change, told, folder, capsys):
             (folder / name).write_bytes(value)
         else:
             value.save(folder / name)
-    with pytest.raises(InputError, match=rf"1 problems.*{told}"):
+    with pytest.raises(InputError, match=rf"1 problem .*{told}"):
         source(folder)
     with pytest.raises(InputError):
         check_data(DataConfig(data=str(folder)), Plan(Geometry.square(64)), masks=True)
@@ -132,7 +134,7 @@ def test_bad_masks_are_named(change, told, folder, capsys):
 def test_names_that_are_none_are_told(name, folder):
     row = {"file_name": "a.png", "text": "x", "mask_file_name": name}
     (folder / "metadata.jsonl").write_text(json.dumps(row))
-    with pytest.raises(InputError, match=r"1 problems.*mask"):
+    with pytest.raises(InputError, match=r"1 problem .*mask"):
         source(folder)
 
 
@@ -289,6 +291,39 @@ def test_what_the_mask_hides_teaches_nothing(accelerator, tmp_path):
     assert all(torch.equal(results[0][0][name], results[1][0][name]) for name in results[0][0])
 
 
+def test_validation_counts_what_training_counts(tmp_path):
+    """Against float64, of a network that says 0; without masks all of a picture counts."""
+    method, _ = masked_method(tmp_path, torch.ones(2, 1, 8, 8))
+    rng = torch.Generator().manual_seed(3)
+    given = {
+        "moments": random_moments(3, rng),
+        "embeddings": torch.randn(4, 7, 32, generator=rng).half(),
+        "caption_rows": [[1], [2], [3]], "scaling_factor": 0.5, "batch_size": 4,
+    }  # fmt: skip
+    masks = torch.rand(3, 1, 8, 8, generator=rng).half()
+    masks[1] = 1.0
+    masks[2, :, :, 2:] = 0.0
+    noises = []
+
+    def nothing(noisy, *_):
+        noises.append(noisy)
+        return torch.zeros_like(noisy)
+
+    method.module._prediction = nothing
+    # Noise alone at the input, which is then the target.
+    method._alphas_cumprod = torch.zeros_like(method._alphas_cumprod)
+    masked, plain = UNetHeldOut(method, masks=masks, **given), UNetHeldOut(method, **given)
+    for picture in range(3):
+        noises.clear()
+        found, whole = masked.errors(picture), plain.errors(picture)
+        error = noises[0][0].double().numpy() ** 2
+        mask = masks[picture].double().numpy()
+        expected = (error * mask).sum() / (mask.sum() * len(error))
+        assert found.tolist() == pytest.approx([expected] * 10, rel=1e-5)
+        assert whole.tolist() == pytest.approx([error.mean()] * 10, rel=1e-5)
+        assert (picture == 1) == (found.tolist() == pytest.approx(whole.tolist(), rel=1e-4))
+
+
 # --- the command ---
 
 
@@ -302,7 +337,7 @@ def test_the_command_trains_with_masks(folder, trainer, tiny_model, tmp_path):
     output = tmp_path / "out"
     child = trainer.run(*words(tiny_model, folder, output, "--buckets"))
     assert child.wait() == 0, child.errors
-    assert "2 of 3 pictures have a mask" in child.errors
+    assert "with a mask: 2 of 3 pictures" in child.errors
     cached = {path.name.partition("-")[0] for path in (output / "cache").iterdir()}
     assert cached == {"checked.jsonl", "latents", "embeddings", "masks"}
     ImageOps.invert(left_half(64, 64)).save(folder / "a.mask.png")
@@ -315,3 +350,31 @@ def test_pictures_of_the_class_count_everywhere(folder, trainer, tiny_model, pic
     more = ["--method", "dreambooth", "--class-prompt", "a dog", "--class-data", pictures]
     child = trainer.run(*words(tiny_model, folder, tmp_path / "out", *more))
     assert child.wait() == 0, child.errors
+
+
+def validated(trainer, model: Path, data: Path, output: Path, *more: object) -> float:
+    """The loss on held-out pictures of a model that learns nothing."""
+    still = ["--steps", 1, "--lr", "1e-12", "--ema", 0, "--validate-every", 1]
+    child = trainer.run(*words(model, data, output, *still, *more))
+    assert child.wait() == 0, child.errors
+    (line,) = (output / "metrics.jsonl").read_text().splitlines()
+    return json.loads(line)["validation"]["raw"]["loss"]
+
+
+def test_the_command_validates_with_masks(folder, trainer, tiny_model, tmp_path):
+    """With those of the pictures that are held out, wherever these come from."""
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    more = ["--validation-data", other]
+    first = validated(trainer, tiny_model, folder, tmp_path / "1", *more)
+    for name, size in (("a", (64, 64)), ("b", (128, 64))):
+        Image.new("L", size, 255).save(other / f"{name}.mask.png")
+    assert validated(trainer, tiny_model, folder, tmp_path / "2", *more) != first
+    part = ["--validation-count", 2]
+    first = validated(trainer, tiny_model, folder, tmp_path / "3", *part)
+    assert validated(trainer, tiny_model, other, tmp_path / "4", *part) != first
+    for path in other.glob("*.mask.png"):
+        path.unlink()
+    child = trainer.run(*words(tiny_model, folder, tmp_path / "5", "--validate-every", 1, *more))
+    assert child.wait() == 2
+    assert f"no picture of {other} has a mask" in child.errors

@@ -266,9 +266,56 @@ def test_crops_fit_the_pictures_where_nothing_is_said():
     assert parse(VAEConfig, [*NEEDED, "--size", "512", "--crop", "256"]).crop == 256
 
 
-def test_what_is_needed_is_named():
-    with pytest.raises(UserError, match="--data and --output must be given"):
-        parse(UNetConfig, [])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "--data and --output must be given; see --help"),
+        (["--output", "o"], "--data must be given; see --help"),
+        (["--check-data"], "--data must be given; see --help"),
+        (["--data", "d", "--check-data", "false"], "--output must be given; see --help"),
+        (
+            ["--data", "d", "--steps", "x", "--rank", "0"],
+            "--steps must be a whole number, not x; --output must be given; see --help; "
+            "only --method lora and --method dreambooth-lora know --rank; --rank must be from",
+        ),
+    ],
+)
+def test_what_is_needed_is_named(words, told):
+    with pytest.raises(UserError) as caught:
+        parse(UNetConfig, words)
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize("form", ["words", "file"])
+def test_a_look_at_the_data_needs_no_output(form, tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("data: d\ncheck_data: true\n")
+    words = ["--data", "d", "--check-data"] if form == "words" else ["--config", str(file)]
+    for kind in (UNetConfig, VAEConfig):
+        config = parse(kind, words)
+        assert (config.check_data, config.output) == (True, "")
+
+
+@pytest.mark.parametrize("text", ["null", "~", "1.0", "yes", "[a]", "{a: b}", "a: b # c", "'q'"])
+@pytest.mark.parametrize("form", ["two words", "one word"])
+def test_text_is_taken_as_it_is_written(text, form):
+    def given(name):
+        return [f"--{name}", text] if form == "two words" else [f"--{name}={text}"]
+
+    subject = [*DREAMBOOTH[:2], *given("class-prompt"), *given("instance-prompt")]
+    config = parse(UNetConfig, [*NEEDED, *subject, *given("class-data"), *given("cache")])
+    found = (config.instance_prompt, config.class_prompt, config.class_data, config.cache)
+    assert found == (text,) * 4
+    word = parse(UNetConfig, [*NEEDED, *WORD[:2], *given("token"), *given("initial")])
+    assert (word.token, word.initial) == (text, text)
+
+
+def test_null_in_a_file_is_nothing_and_the_last_word_counts(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("cache: null\nvae: null\ntext_encoder: t\n")
+    words = ["--config", str(file), "--vae", "v", "--vae", "null"]
+    config = parse(UNetConfig, [*NEEDED, *words])
+    assert (config.cache, config.vae, config.text_encoder) == (None, "null", "t")
 
 
 @pytest.mark.parametrize(
@@ -338,7 +385,10 @@ sys.exit(99 if "torch" in sys.modules else code)
         (
             "finetune_unet",
             [*NEEDED, "--model", "storyboook", "--validation-data", "v", "--validate-every", "2"],
-            ["--data d is not a folder", "did you mean 'storybook'?", "--validation-data v is not"],
+            [
+                *("--data d is not a folder", "did you mean 'storybook'?"),
+                *("--validation-data v is not", "; the current folder is /"),
+            ],
         ),
         (
             "finetune_unet",
@@ -346,6 +396,7 @@ sys.exit(99 if "torch" in sys.modules else code)
             [". holds no config.json", "x/text_encoder holds no", "file is not a folder"],
         ),
         ("finetune_vae", [*NEEDED, "--model", "."], ["--data d is", "vae holds no config.json"]),
+        ("finetune_vae", ["--data", "storybook", "--output", ""], ["--output is empty; expected"]),
         (
             "train_text_encoder",
             ["--from-config", "x", "--output", "o"],

@@ -2,16 +2,18 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
 from training_tools import tiny_vae
 
 from ldm_toolkit.latents import pil_to_pixels
-from ldm_toolkit.training import quality
+from ldm_toolkit.training import perceptual, quality
 from ldm_toolkit.training.data import ImageFolder
 from ldm_toolkit.training.folders import load_network
 from ldm_toolkit.training.held_out import a_few
@@ -108,6 +110,58 @@ def test_lpips_that_is_loaded_is_measured(source, accelerator, tmp_path):
     found = measured(source, accelerator, tmp_path / "quality.json", vae, lpips=Mean())
     values = [float(2 * (a - b).abs().mean()) for a, b in reconstructions(vae, source)]
     assert found["before"]["lpips"]["mean"] == pytest.approx(np.mean(values), rel=1e-4)
+
+
+class Features(nn.Module):
+    """Stands in for Inception: three numbers a picture."""
+
+    num_features = 3
+
+    def forward(self, pixels):
+        parts = pixels.mean(dim=(1, 2, 3)), pixels.std(dim=(1, 2, 3)), pixels[:, 0].mean(dim=(1, 2))
+        return torch.stack(parts, dim=1)
+
+
+def frechet(one, other):
+    """Heusel et al. 2017, eq. 6, of two tables of features."""
+    means, covariances = zip(*((t.mean(0), np.cov(t.T)) for t in (one, other)), strict=True)
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
+    return np.sum((means[0] - means[1]) ** 2) + np.trace(sum(covariances) - 2 * np.real(root))
+
+
+def test_rfid_is_that_of_the_paper(accelerator, pictures, tmp_path, monkeypatch, caplog):
+    fid = pytest.importorskip("torchmetrics.image.fid", reason="torchmetrics is not installed")
+    distance = fid.FrechetInceptionDistance(feature=Features(), normalize=True)
+    monkeypatch.setattr(quality, "cached_frechet", lambda: distance)
+    source, file = a_few(ImageFolder(pictures, 64), 6), tmp_path / "quality.json"
+    plain = measured(source, accelerator, file, tiny_vae())
+    assert "rfid" not in plain["before"]  # of few pictures it says nothing
+    monkeypatch.setattr(quality, "_ENOUGH", 6)
+    told = Quality(source, True, file, accelerator)
+    told.before(tiny_vae())
+    with caplog.at_level("INFO"):
+        told.after(tiny_vae(1))
+    found = json.loads(file.read_text())
+    for when, seed in (("before", 0), ("after", 1)):
+        tables = zip(*reconstructions(tiny_vae(seed), source), strict=True)
+        made, real = (Features()(torch.cat(t)).double().numpy() for t in tables)
+        assert found[when]["rfid"]["mean"] == pytest.approx(frechet(real, made), rel=1e-3)
+        assert found["before"]["psnr"] == plain["before"]["psnr"]
+    assert "rFID" in caplog.text
+
+
+@pytest.mark.parametrize("kept", [None, b"another pickle"])
+def test_weights_of_inception_are_those_of_their_name_or_none(kept, monkeypatch, tmp_path):
+    """A file that is not the one of torch-fidelity is not read at all."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    stub = SimpleNamespace(URL_INCEPTION_V3="https://host/weights-inception-6726825d.pth")
+    for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
+        monkeypatch.setitem(sys.modules, name, stub)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    if kept is not None:
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "weights-inception-6726825d.pth").write_bytes(kept)
+    assert perceptual.cached_frechet() is None
 
 
 def test_before_is_measured_once(source, accelerator, tmp_path, pictures, monkeypatch):

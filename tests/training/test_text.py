@@ -7,10 +7,11 @@ import torch
 from training_tools import metric
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ldm_toolkit.errors import ModelError
 from ldm_toolkit.storybook import scenes
 from ldm_toolkit.training import loop
 from ldm_toolkit.training.config import TextEncoderConfig
-from ldm_toolkit.training.text import AttributeText, train_tokenizer
+from ldm_toolkit.training.text import AttributeText, start_from, train_tokenizer
 
 TEXTS = [
     "a dog wearing hat", "", " ", "A DOG!", "Hündchen mit Hut", "犬と帽子", "🐶🎩👩‍👩‍👧",
@@ -72,6 +73,41 @@ def test_both_file_formats_load_in_transformers(tokenizer, tmp_path):
         assert new(text)["input_ids"] == expected
         assert old(text)["input_ids"] == expected
     CLIPTextModel.from_pretrained(tmp_path / "text_encoder", local_files_only=True)
+
+
+def _encoder(size, width=32):
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=size, hidden_size=width, num_hidden_layers=1, intermediate_size=32,
+            num_attention_heads=2,
+        )
+    )  # fmt: skip
+
+
+def test_known_words_keep_their_meaning_in_another_vocabulary(tokenizer, captions):
+    wider = train_tokenizer([*captions, *["a zeppelin over the wigwam"] * 500], limit=950)
+    trained, encoder = _encoder(len(tokenizer)), _encoder(len(wider))
+    fresh = encoder.get_input_embeddings().weight.detach().clone()
+    assert start_from(encoder, wider, trained, tokenizer) < len(wider)
+    same = [text for text in captions[:100] if tokenizer.tokenize(text) == wider.tokenize(text)]
+    assert len(same) > 20  # merges may differ elsewhere
+    for text in same:
+        shown = [
+            model(words(text, return_tensors="pt")["input_ids"]).last_hidden_state
+            for model, words in ((trained, tokenizer), (encoder, wider))
+        ]
+        assert torch.equal(*shown)
+    new = wider.get_vocab()["zeppelin</w>"]
+    assert torch.equal(encoder.get_input_embeddings().weight[new], fresh[new])
+
+
+def test_a_text_encoder_of_another_shape_is_no_start(tokenizer):
+    for other in (_encoder(len(tokenizer), width=64),
+                  CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=32,
+                                               num_hidden_layers=2, intermediate_size=32,
+                                               num_attention_heads=2))):  # fmt: skip
+        with pytest.raises(ModelError, match="another shape"):
+            start_from(other, tokenizer, _encoder(len(tokenizer)), tokenizer)
 
 
 def test_the_labels_say_what_the_caption_says(tokenizer):

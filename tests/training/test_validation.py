@@ -1,5 +1,6 @@
 """The loss on held-out pictures depends on the weights and on nothing else."""
 
+import contextlib
 import json
 import math
 from types import SimpleNamespace
@@ -15,7 +16,13 @@ from ldm_toolkit.training.config import UNetConfig, VAEConfig
 from ldm_toolkit.training.data import ImageFolder
 from ldm_toolkit.training.held_out import hold_out
 from ldm_toolkit.training.run_state import RunState
-from ldm_toolkit.training.validation import UNetHeldOut, VAEHeldOut, Validation, summary
+from ldm_toolkit.training.validation import (
+    UNetHeldOut,
+    VAEHeldOut,
+    Validation,
+    _errors,
+    summary,
+)
 
 
 def held_out(method, batch_size=8, pictures=5):
@@ -177,6 +184,31 @@ def test_measuring_changes_no_bit_of_the_training(kind, accelerator, pictures, t
         assert math.isfinite(one["raw"]["margin"])
     expected = summary(all_errors(held).double(), held.bands)  # of the weights as they are
     assert measured[7]["raw"]["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_processes_share_the_pictures_and_add_up_to_one(processes, tmp_path):
+    """Each measures its own, and the sum over them is what one process finds, to the last bit."""
+    method, _ = unet_method(tmp_path)
+    held, tables, asked = held_out(method), [], []
+    errors = held.errors
+    held.errors = lambda picture: asked.append(picture) or errors(picture)
+
+    def shared(rank, count):
+        accelerator = SimpleNamespace(
+            process_index=rank, num_processes=count, device=torch.device("cpu"),
+            autocast=contextlib.nullcontext, reduce=lambda t, how: tables.append((t, how)) or t,
+        )  # fmt: skip
+        return _errors(held, SimpleNamespace(method=method, accelerator=accelerator))
+
+    whole = shared(0, 1)
+    assert not tables
+    asked.clear()
+    for rank in range(processes):
+        shared(rank, processes)
+    assert sorted(asked) == list(range(5))
+    assert {how for _, how in tables} == {"sum"}
+    assert torch.equal(sum(table.double() for table, _ in tables), whole)
 
 
 def test_without_an_average_there_is_one_loss(accelerator, tmp_path):

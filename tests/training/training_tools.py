@@ -210,6 +210,9 @@ class Line:
     def rates(self):
         return {}
 
+    def names(self, positions):
+        return [f"{position % 7}.png" for position in positions]
+
     def batch(self, positions):
         self.seen.append(list(positions))
         return {"input": torch.tensor([[float(p % 7), 1.0] for p in positions])}

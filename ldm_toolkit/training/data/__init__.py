@@ -16,6 +16,7 @@ from ldm_toolkit.training.data.places import list_data
 from ldm_toolkit.training.data.report import Plan, TokenCounts, report_text
 from ldm_toolkit.training.data.source import ImageFolder, Pictures, Source
 from ldm_toolkit.training.data.storybook import StorybookScenes
+from ldm_toolkit.values import counted
 
 __all__ = [
     "ImageFolder",
@@ -57,7 +58,8 @@ def open_source(
     if not quiet:
         logger.info("%s", report_text(inspection, plan))
         if inspection.problems:
-            logger.warning("the %d bad pictures above are skipped", len(inspection.problems))
+            bad = counted(len(inspection.problems), "bad picture")
+            logger.warning("left out: the %s above", bad)
     return Pictures(inspection, plan.geometry)
 
 
@@ -77,10 +79,9 @@ def check_data(
         sys.stdout.write(f"{config.count} scenes are drawn on the fly; nothing can be bad\n")
         return
     inspection = inspect(list_data(config, caption, masks=masks))
-    sys.stdout.write(report_text(inspection, plan) + "\n")
+    sys.stdout.write(report_text(inspection, plan, readable=True) + "\n")
     sys.stdout.flush()
     if inspection.problems:
-        raise InputError(
-            f"{len(inspection.problems)} of {inspection.found} pictures are bad; see the report"
-        )
+        found = counted(inspection.found, "picture")
+        raise InputError(f"bad: {len(inspection.problems)} of {found}; see the report")
     refuse_bad(inspection, skip_bad=False, max_bad=0.0)

@@ -33,13 +33,14 @@ class Entry:
     """A picture: how people find it, its captions, its file's bytes when they are asked for.
 
     There are no captions where none is needed. ``mask`` reads the picture that is white where this
-    one counts.
+    one counts. With a ``problem`` it cannot be trained on, and is read for what else is wrong.
     """
 
     name: str
     captions: tuple[str, ...]
     read: Callable[[], bytes]
     mask: "FileBytes | None" = None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Problem:
 class Listing:
     """What was found in a place, before any picture was decoded.
 
-    ``advice`` says how captions are given there; ``unread`` counts what is there and not used.
+    ``advice`` says how captions are given there; ``unread`` counts what is there and not used,
+    by its name for one and what is said of it.
     ``masks``: whether the pictures' masks are looked for.
     """
 
@@ -66,7 +68,7 @@ class Listing:
     masks: bool = False
     entries: list[Entry] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    unread: Counter[str] = field(default_factory=Counter)
+    unread: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def refuse(self, name: str, why: str) -> None:
         """Note that a picture cannot be trained on."""

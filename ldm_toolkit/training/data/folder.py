@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ldm_toolkit.errors import InputError, ModelError
+from ldm_toolkit.errors import InputError, ModelError, install_hint
 from ldm_toolkit.files import PICTURE_SUFFIXES, contained_path
 from ldm_toolkit.training.data.entries import (
     CAPTION_KEYS,
@@ -85,7 +85,7 @@ def read_folder(
         named = _read_rows(folder, rows, keys, listing)
         unused = {path for path in pictures if path.suffix.lower() in PICTURE_SUFFIXES} - named
         if unused:
-            listing.unread[f"pictures that {metadata.name} does not name"] = len(unused)
+            listing.unread["picture", f" that {metadata.name} does not name"] = len(unused)
     return listing
 
 
@@ -95,7 +95,7 @@ def _without_masks(folder: Path, listing: Listing) -> list[Path]:
     pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
     beside = {path.with_suffix(_MASK) for path in pictures}.intersection(files)
     if beside and not listing.masks:
-        listing.unread["masks, which --masked-loss uses"] = len(beside)
+        listing.unread["mask", ", for --masked-loss"] = len(beside)
     return [path for path in files if path not in beside]
 
 
@@ -105,12 +105,13 @@ def _entry(
     captions: tuple[str, ...],
     listing: Listing,
     mask: FileBytes | None = None,
+    problem: str = "",
 ) -> Entry:
     """A picture, with its mask: the one that is given, else the one beside it."""
     beside = path.with_suffix(_MASK)
     if mask is None and listing.masks and beside.is_file():
         mask = FileBytes(beside, name[: -len(path.name)] + beside.name)
-    return Entry(name, captions, FileBytes(path, name), mask)
+    return Entry(name, captions, FileBytes(path, name), mask, problem)
 
 
 def _read_alone(paths: Iterable[Path], caption: str, listing: Listing) -> None:
@@ -123,9 +124,8 @@ def _read_alone(paths: Iterable[Path], caption: str, listing: Listing) -> None:
 def _read_beside(paths: Iterable[Path], listing: Listing) -> None:
     """Pictures whose captions are in .txt files of the same name."""
     for path in _readable(paths, listing):
-        caption = _caption_beside(path, listing)
-        if caption is not None:
-            listing.entries.append(_entry(path, path.name, (caption,), listing))
+        captions, problem = _caption_beside(path)
+        listing.entries.append(_entry(path, path.name, captions, listing, problem=problem))
 
 
 def _readable(paths: Iterable[Path], listing: Listing) -> Iterator[Path]:
@@ -138,18 +138,17 @@ def _readable(paths: Iterable[Path], listing: Listing) -> Iterator[Path]:
             yield path
 
 
-def _caption_beside(picture: Path, listing: Listing) -> str | None:
+def _caption_beside(picture: Path) -> tuple[tuple[str, ...], str]:
+    """The caption in the .txt beside a picture, or what is wrong with it."""
     beside = picture.with_suffix(".txt")
     try:
         if not beside.is_file():
-            listing.refuse(picture.name, NO_CAPTION)
-        elif beside.stat().st_size > _MAX_CAPTION:
-            listing.refuse(picture.name, f"{beside.name} is larger than {_MAX_CAPTION >> 20} MB")
-        else:
-            return beside.read_text("utf-8-sig").strip()
+            return (), NO_CAPTION
+        if beside.stat().st_size > _MAX_CAPTION:
+            return (), f"{beside.name} is larger than {_MAX_CAPTION >> 20} MB"
+        return (beside.read_text("utf-8-sig").strip(),), ""
     except (OSError, ValueError) as error:
-        listing.refuse(picture.name, f"{beside.name}: {reason(error, beside.name)}")
-    return None
+        return (), f"{beside.name}: {reason(error, beside.name)}"
 
 
 def _count_below(folder: Path, listing: Listing) -> None:
@@ -161,7 +160,7 @@ def _count_below(folder: Path, listing: Listing) -> None:
         for path in place.iterdir()
     )
     if below:
-        listing.unread["pictures in folders below; name them in metadata.jsonl"] = below
+        listing.unread["picture", " in folders below: name them in metadata.jsonl"] = below
 
 
 def _read_rows(
@@ -174,9 +173,9 @@ def _read_rows(
         row = row if isinstance(row, dict) else {}
         name = row.get(keys[0])
         captions = texts(next((row[key] for key in keys[1] if key in row), None))
-        if not isinstance(name, str) or captions is None:
-            found = sorted(map(str, row))
-            listing.refuse(where, f"expected {keys[0]} and {keys[1][0]}, got {found}")
+        missing = f"expected {keys[0]} and {keys[1][0]}, got {sorted(map(str, row))}"
+        if not isinstance(name, str):
+            listing.refuse(where, missing)
             continue
         try:
             path = contained_path(folder, name)
@@ -187,6 +186,11 @@ def _read_rows(
             mask = _named_mask(folder, row.get(_MASK_KEY)) if listing.masks else None
         except ModelError as error:
             listing.refuse(where, f"{_MASK_KEY} {error}")
+            continue
+        if captions is None:
+            seen.setdefault(path, where)
+            picture = FileBytes(path, where)
+            listing.entries.append(Entry(where, (), picture, problem=missing))
             continue
         if path in seen:
             listing.refuse(
@@ -251,7 +255,9 @@ def _parquet_rows(path: Path, listing: Listing) -> Iterator[tuple[str, Any]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise InputError(f"{path}: reading .parquet needs pyarrow; pip install pyarrow") from None
+        raise InputError(
+            f"{path}: reading .parquet needs pyarrow: {install_hint('train')}"
+        ) from None
     number = 0
     try:
         for batch in ParquetFile(path).iter_batches():

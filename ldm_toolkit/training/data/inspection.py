@@ -20,6 +20,7 @@ from ldm_toolkit.files import sha256_bytes
 from ldm_toolkit.images import decode_image, pixels_sha256
 from ldm_toolkit.progress import follow
 from ldm_toolkit.training.data.entries import NO_CAPTION, Entry, Listing, Problem, reason
+from ldm_toolkit.values import counted
 
 __all__ = ["Facts", "Inspection", "inspect", "refuse_bad"]
 
@@ -45,12 +46,21 @@ class Facts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The good pictures of a listing with their facts, the bad ones, and what is not used."""
+    """The good pictures of a listing with their facts, the bad ones, and what is not used.
+
+    ``readable`` are all pictures with facts, in their order, those with a bad caption too.
+    """
 
     listing: Listing
     entries: tuple[Entry, ...]
     facts: tuple[Facts, ...]
     problems: tuple[Problem, ...]
+    readable: tuple[tuple[Entry, Facts], ...]
+
+    @property
+    def good(self) -> tuple[tuple[Entry, Facts], ...]:
+        """The good pictures with their facts."""
+        return tuple(zip(self.entries, self.facts, strict=True))
 
     @property
     def found(self) -> int:
@@ -66,11 +76,14 @@ def inspect(listing: Listing, memory: Path | None = None, *, remember: bool = Tr
     entries: list[Entry] = []
     facts: list[Facts] = []
     problems = list(listing.problems)
+    readable: list[tuple[Entry, Facts]] = []
     with _Memory(memory, remember) as known:
         total = len(listing.entries)
         tell = logger.info if remember else logger.debug  # one process of several
         for entry in follow(listing.entries, total, "checking", tell=tell, what="picture"):
-            wrong = ["empty caption"] if not all(text.strip() for text in entry.captions) else []
+            wrong = [entry.problem] if entry.problem else []
+            if not all(text.strip() for text in entry.captions):
+                wrong.append("empty caption")
             fact = None
             try:
                 fact = known.look(entry.read, entry.name)
@@ -81,12 +94,14 @@ def inspect(listing: Listing, memory: Path | None = None, *, remember: bool = Tr
                     fact = _with_mask(fact, known.look(entry.mask, entry.mask.name))
                 except InputError as error:
                     wrong.append(f"its mask {entry.mask.name}: {reason(error, entry.mask.name)}")
+            if fact is not None:
+                readable.append((entry, fact))
             if fact is None or wrong:
                 problems.append(Problem(entry.name, "; ".join(wrong)))
             else:
                 entries.append(entry)
                 facts.append(fact)
-    return Inspection(listing, tuple(entries), tuple(facts), tuple(problems))
+    return Inspection(listing, tuple(entries), tuple(facts), tuple(problems), tuple(readable))
 
 
 def _with_mask(fact: Facts, mask: Facts) -> Facts:
@@ -114,8 +129,10 @@ def refuse_bad(inspection: Inspection, *, skip_bad: bool, max_bad: float) -> Non
         if skip_bad:
             share = f"of {inspection.found}, more than --max-bad {max_bad:g}"
         else:
-            share = f"of {inspection.found} pictures; --skip-bad leaves them out"
-        raise InputError(f"{len(bad)} problems in {place}: {shown}{more}{advice} ({share})")
+            share = f"of {counted(inspection.found, 'picture')}; --skip-bad leaves them out"
+        raise InputError(
+            f"{counted(len(bad), 'problem')} in {place}: {shown}{more}{advice} ({share})"
+        )
     if not inspection.entries:
         raise InputError(f"{place} holds no pictures with captions; {inspection.listing.advice}")
 

@@ -17,13 +17,15 @@ _TABLES = (".parquet", ".arrow")
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-def list_data(config: DataConfig, caption: str | None = None, *, masks: bool = False) -> Listing:
+def list_data(
+    config: DataConfig, caption: str | None = None, *, masks: bool = False, needed: bool = True
+) -> Listing:
     """The pictures that ``--data`` names, in their order, none decoded yet.
 
     ``caption`` is that of all pictures of a folder: see `read_folder`; with ``masks`` at least one
-    picture must have one. Raises InputError.
+    picture must have one. Unless ``needed`` shards and tables may lack captions. Raises InputError.
     """
-    listing = _list_data(config, caption, masks)
+    listing = _list_data(config, caption, masks, needed)
     if masks and listing.entries and not any(entry.mask for entry in listing.entries):
         raise InputError(
             f"--masked-loss: no picture of {listing.place} has a mask; expected NAME.mask.png "
@@ -32,9 +34,9 @@ def list_data(config: DataConfig, caption: str | None = None, *, masks: bool = F
     return listing
 
 
-def _list_data(config: DataConfig, caption: str | None, masks: bool) -> Listing:
+def _list_data(config: DataConfig, caption: str | None, masks: bool, needed: bool) -> Listing:
     place, path = config.data, Path(config.data)
-    columns = Columns(config.image_column, config.caption_column)
+    columns = Columns(config.image_column, config.caption_column, needed)
     if not place.strip():
         raise InputError(f"--data is empty; {EXPECTED_DATA}")
     try:
@@ -48,7 +50,8 @@ def _list_data(config: DataConfig, caption: str | None, masks: bool) -> Listing:
             raise InputError(f"--data {place} is compressed and cannot be read by index; unpack it")
         if place.lower().endswith(".tar"):
             names = [place] if path.is_file() else expand_braces(place)
-            return read_shards(place, [Path(n) for n in names], caption_column=columns.caption)
+            shards = [Path(name) for name in names]
+            return read_shards(place, shards, caption_column=columns.caption, needed=columns.needed)
         if path.suffix.lower() in _TABLES and path.is_file():
             return read_tables(place, [path], columns)
     except (OSError, ValueError) as error:  # no permission; a NUL in the name
@@ -73,7 +76,9 @@ def _list_folder(folder: Path, config: DataConfig, columns: Columns, masks: bool
             f"--data {folder} holds .tar and {tables[0].suffix}; name the files of one"
         )
     if shards:
-        return read_shards(str(folder), shards, caption_column=columns.caption)
+        return read_shards(
+            str(folder), shards, caption_column=columns.caption, needed=columns.needed
+        )
     inner = folder / config.data_split
     if inner.is_dir():  # as the hub lays folders of pictures out, and save_to_disk several splits
         return _list_folder(inner, config, columns, masks)

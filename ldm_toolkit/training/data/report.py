@@ -4,8 +4,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from ldm_toolkit.training.data.entries import Entry
 from ldm_toolkit.training.data.geometry import Geometry, cut_share
-from ldm_toolkit.training.data.inspection import Inspection
+from ldm_toolkit.training.data.inspection import Facts, Inspection
+from ldm_toolkit.values import counted
 
 __all__ = ["Plan", "TokenCounts", "report_text"]
 
@@ -32,38 +34,47 @@ class Plan:
     text_width: int | None = None
 
 
-def report_text(inspection: Inspection, plan: Plan) -> str:
-    """The report, a line each finding, with every bad picture named."""
-    bad = len(inspection.problems)
-    lines = [f"{inspection.listing.place}: {inspection.found} pictures, {bad} of them bad"]
+Looked = Sequence[tuple[Entry, Facts]]
+
+
+def report_text(inspection: Inspection, plan: Plan, *, readable: bool = False) -> str:
+    """The report, a line each finding, with every bad picture named.
+
+    Copies, sizes and captions are those of the good pictures, or of all that are ``readable``.
+    """
+    bad, listing = len(inspection.problems), inspection.listing
+    looked = inspection.readable if readable else inspection.good
+    lines = [f"{listing.place}: {counted(inspection.found, 'picture')}, {bad} of them bad"]
     lines += [f"  {problem}" for problem in inspection.problems]
-    lines += [f"{count} {what}" for what, count in inspection.listing.unread.most_common(_SHOWN)]
-    if inspection.entries:
-        if inspection.listing.masks:
-            count = sum(fact.mask is not None for fact in inspection.facts)
-            lines.append(f"{count} of {len(inspection.facts)} pictures have a mask")
-        lines += _copies(inspection)
-        lines += _long_captions(inspection, plan)
-        lines += _sizes(inspection, plan)
-        lines += _cache(inspection, plan)
+    for (what, told), count in listing.unread.most_common(_SHOWN):
+        lines.append(f"not used: {counted(count, what)}{told}")
+    if looked:
+        if listing.masks:
+            count = sum(fact.mask is not None for _, fact in looked)
+            lines.append(f"with a mask: {count} of {counted(len(looked), 'picture')}")
+        lines += _copies(looked)
+        lines += _long_captions(looked, plan)
+        lines += _sizes(looked, plan)
+        lines += _cache(looked, plan)
     return "\n".join(lines)
 
 
-def _copies(inspection: Inspection) -> list[str]:
+def _copies(looked: Looked) -> list[str]:
     """Pictures with the very same pixels."""
     groups: dict[tuple[str, int, int], list[str]] = defaultdict(list)
-    for entry, fact in zip(inspection.entries, inspection.facts, strict=True):
+    for entry, fact in looked:
         groups[fact.pixels, fact.width, fact.height].append(entry.name)
     same = [names for names in groups.values() if len(names) > 1]
     if not same:
         return []
     extra = sum(len(names) - 1 for names in same)
-    return [f"{extra} exact copies: {_some(' = '.join(names[:_SHOWN]) for names in same)}"]
+    told = f"{extra} exact {'copy' if extra == 1 else 'copies'}"
+    return [f"{told}: {_some(' = '.join(names[:_SHOWN]) for names in same)}"]
 
 
-def _long_captions(inspection: Inspection, plan: Plan) -> list[str]:
+def _long_captions(looked: Looked, plan: Plan) -> list[str]:
     """Captions of which the text encoder does not see the end."""
-    pairs = [(entry.name, text) for entry in inspection.entries for text in entry.captions]
+    pairs = [(entry.name, text) for entry, _ in looked for text in entry.captions]
     if plan.token_counts is None or not pairs:
         return []
     counts = plan.token_counts([text for _, text in pairs])
@@ -74,19 +85,19 @@ def _long_captions(inspection: Inspection, plan: Plan) -> list[str]:
     ]
     if not cut:
         return []
-    return [f"{len(cut)} captions are longer than {_TOKENS} tokens and are cut: {_some(cut)}"]
+    return [f"{_are(cut, 'caption')} longer than {_TOKENS} tokens and cut: {_some(cut)}"]
 
 
-def _sizes(inspection: Inspection, plan: Plan) -> list[str]:
+def _sizes(looked: Looked, plan: Plan) -> list[str]:
     """The pictures' sizes, and what bringing them to those of the training does to them."""
-    sizes = sorted(((f.width, f.height) for f in inspection.facts), key=lambda s: s[0] * s[1])
+    sizes = sorted(((fact.width, fact.height) for _, fact in looked), key=lambda s: s[0] * s[1])
     small, middle, large = (f"{w}x{h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
     lines = [f"sizes from {small} to {large}, in the middle {middle}"]
     shapes: Counter[tuple[int, int]] = Counter()
     cuts: dict[tuple[int, int], list[float]] = defaultdict(list)
     much: list[str] = []
     enlarged: list[str] = []
-    for entry, fact in zip(inspection.entries, inspection.facts, strict=True):
+    for entry, fact in looked:
         shape = plan.geometry.nearest(fact.width, fact.height)
         cut = cut_share((fact.width, fact.height), shape)
         shapes[shape] += 1
@@ -97,13 +108,13 @@ def _sizes(inspection: Inspection, plan: Plan) -> list[str]:
             enlarged.append(entry.name)
     for shape, count in sorted(shapes.items()):
         lines.append(
-            f"{shape[0]}x{shape[1]}: {count} pictures, {sum(cuts[shape]) / count:.0%} of their "
-            f"area is cut off{_repeated(count, plan)}"
+            f"{shape[0]}x{shape[1]}: {counted(count, 'picture')}, {sum(cuts[shape]) / count:.0%} "
+            f"of the area is cut off{_repeated(count, plan)}"
         )
     if much:
-        lines.append(f"{len(much)} pictures lose more than {_MUCH:.0%}: {_some(much)}")
+        lines.append(f"{_are(much, 'picture')} cut by more than {_MUCH:.0%}: {_some(much)}")
     if enlarged:
-        lines.append(f"{len(enlarged)} pictures are smaller and are enlarged: {_some(enlarged)}")
+        lines.append(f"{_are(enlarged, 'picture')} smaller and enlarged: {_some(enlarged)}")
     return lines
 
 
@@ -112,25 +123,32 @@ def _repeated(count: int, plan: Plan) -> str:
     again = -count % plan.batch
     if len(plan.geometry.shapes) == 1 or not again:
         return ""
-    return f", {again} are shown again to fill batches of {plan.batch}"
+    return f", {again} of them shown again to fill batches of {plan.batch}"
 
 
-def _cache(inspection: Inspection, plan: Plan) -> list[str]:
+def _cache(looked: Looked, plan: Plan) -> list[str]:
     """What latents and embeddings take, as float16."""
     if plan.text_width is None:
         return []
     places = 0
-    for fact in inspection.facts:
+    for _, fact in looked:
         width, height = plan.geometry.nearest(fact.width, fact.height)
         places += (width // 8) * (height // 8)
-    texts = {text for entry in inspection.entries for text in entry.captions} | {""}
+    texts = {text for entry, _ in looked for text in entry.captions} | {""}
     latents = 2 * _MOMENTS * places  # two bytes a number
     embeddings = 2 * _TOKENS * plan.text_width * len(texts)
-    captions = f" and {_human(embeddings)} for {len(texts)} captions" if embeddings else ""
+    captions = (
+        f" and {_human(embeddings)} for {counted(len(texts), 'caption')}" if embeddings else ""
+    )
     return [
         f"the cache takes {_human(latents)} for latents{captions}, on disk and in the memory of "
         "every process"
     ]
+
+
+def _are(found: Sequence[str], what: str) -> str:
+    """``1 picture is``, ``2 pictures are``."""
+    return f"{counted(len(found), what)} {'is' if len(found) == 1 else 'are'}"
 
 
 def _some(names: Iterable[str]) -> str:

@@ -91,12 +91,17 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def read_shards(
-    place: str, shards: Sequence[Path], *, caption_column: str | None = None
+    place: str,
+    shards: Sequence[Path],
+    *,
+    caption_column: str | None = None,
+    needed: bool = True,
 ) -> Listing:
     """The samples of shards, in the order in which they lie there; only headers and texts are read.
 
     A caption is the sample's .txt, else the text, caption or prompt of its .json; with
-    ``caption_column`` that of the .json. Raises InputError where a shard is missing.
+    ``caption_column`` that of the .json; unless ``needed`` there may be none. Raises InputError
+    where a shard is missing.
     """
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing or not shards:
@@ -111,7 +116,7 @@ def read_shards(
                 if sample.key in seen:
                     sample.problems.append("is in the shard already, further up")
                 seen.add(sample.key)
-                _take(name, shard, file, sample, keys, listing)
+                _take(name, shard, file, sample, keys, listing, needed=needed)
     return listing
 
 
@@ -165,7 +170,7 @@ def _add(
     elif any(part in ("", "..") for part in parts) or ":" in parts[0] or "\0" in name:
         sample.problems.append("its name leads out of the shard")
     elif f".{ending}" not in PICTURE_SUFFIXES and ending not in ("txt", "json"):
-        listing.unread[f"members .{ending[:40]}, which are not decoded"] += 1
+        listing.unread["member", f" .{ending[:40]}, not decoded"] += 1
     elif ending in sample.members:
         sample.problems.append(f"has two members .{ending}")
     else:
@@ -179,6 +184,8 @@ def _take(
     sample: _Sample,
     keys: tuple[str, ...],
     listing: Listing,
+    *,
+    needed: bool,
 ) -> None:
     """An entry of the listing out of a sample, or a problem."""
     pictures = [ending for ending in sample.members if f".{ending}" in PICTURE_SUFFIXES]
@@ -187,20 +194,23 @@ def _take(
         problems.append("no picture: expected .jpg, .png or .webp")
     if len(pictures) > 1:
         problems.append(f"several pictures: {', '.join(pictures)}")
-    captions: tuple[str, ...] | None = None
+    captions, wrong = None, NO_CAPTION
     try:
         captions = _captions(file, sample, keys)
-        if captions is None and not problems:
-            problems.append(NO_CAPTION)
+        if captions is None and not needed:
+            captions = ()
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(first_line(error))
-    if problems or captions is None:
-        listing.refuse(name, "; ".join(problems))
+        wrong = first_line(error)
+    if problems:
+        listing.refuse(name, "; ".join([*problems, *([wrong] if wrong != NO_CAPTION else [])]))
         return
     member = sample.members[pictures[0]]
     where = f"{name}.{pictures[0]}"
     piece = _Slice(shard, where, member.offset_data, member.size)
-    listing.entries.append(Entry(where, captions, piece))
+    if captions is None:
+        listing.entries.append(Entry(name, (), piece, problem=wrong))
+    else:
+        listing.entries.append(Entry(where, captions, piece))
 
 
 def _captions(file: IO[bytes], sample: _Sample, keys: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -25,6 +25,9 @@ class Source(Protocol):
     def size(self, index: int) -> tuple[int, int]:
         """Width and height of picture ``index``."""
 
+    def name(self, index: int) -> str:
+        """What people know picture ``index`` by: its file's name, or where it is in a table."""
+
     def image(self, index: int) -> Image.Image:
         """Picture ``index``, RGB, of that size."""
 
@@ -58,6 +61,10 @@ class Pictures:
     def size(self, index: int) -> tuple[int, int]:
         """Width and height of picture ``index``."""
         return self._sizes[index]
+
+    def name(self, index: int) -> str:
+        """The name of picture ``index``."""
+        return self._entries[index].name
 
     def image(self, index: int) -> Image.Image:
         """Picture ``index``, RGB, of that size."""

@@ -26,6 +26,10 @@ class StorybookScenes:
         """Width and height of scene ``index``."""
         return self._size, self._size
 
+    def name(self, index: int) -> str:
+        """The number of scene ``index``."""
+        return f"scene {index}"
+
     def image(self, index: int) -> Image.Image:
         """Scene ``index``, RGB, size x size."""
         return self._render.render(self._scenes.sample_scene(self._seed, index), self._size)

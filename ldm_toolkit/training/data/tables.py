@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm_toolkit.errors import InputError, ModelError, suggestion
+from ldm_toolkit.errors import InputError, ModelError, install_hint, suggestion
 from ldm_toolkit.files import contained_path
 from ldm_toolkit.images import picture_bytes
 from ldm_toolkit.training.data.entries import (
@@ -33,10 +33,11 @@ _ADVICE = "name the column of the captions with --caption-column"
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns where a person gave them."""
+    """Names of columns where a person gave them; whether every picture must have a caption."""
 
     image: str | None = None
     caption: str | None = None
+    needed: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,24 @@ def read_tables(place: str, files: Sequence[Path], columns: Columns) -> Listing:
     with _explained(f"--data {place}"):
         # Not load_dataset, which tells the hub about it.
         if kinds == {"parquet"}:
+            _check_ends(files)
             table = datasets.Dataset.from_parquet([glob.escape(str(file)) for file in files])
         else:
             table = datasets.concatenate_datasets([_arrow(file) for file in files])
     roots = tuple(dict.fromkeys(file.parent.resolve() for file in files))
     return _listing(place, table, columns, roots)
+
+
+def _check_ends(files: Sequence[Path]) -> None:
+    """Look at the end of each parquet file, without which it is none. Raises InputError.
+
+    The library would log what is wrong with it, twice, and not say in which file.
+    """
+    from pyarrow.parquet import read_metadata
+
+    for file in files:
+        with _explained(str(file)):
+            read_metadata(file)
 
 
 def _arrow(file: Path) -> Any:
@@ -140,12 +154,17 @@ def _listing(place: str, table: Any, columns: Columns, roots: tuple[Path, ...]) 
     names = list(table.column_names)
     pictures = [n for n in names if type(table.features[n]).__name__ == "Image"]
     image = _column("--image-column", columns.image, (*_IMAGE_KEYS, *pictures), names, place)
-    caption = _column("--caption-column", columns.caption, CAPTION_KEYS, names, place)
+    caption = None
+    if columns.needed or columns.caption is not None or set(CAPTION_KEYS) & set(names):
+        caption = _column("--caption-column", columns.caption, CAPTION_KEYS, names, place)
     with _explained(place):
-        table = table.with_format(None).select_columns([image, caption])
+        table = table.with_format(None)
+        table = table.select_columns([image] if caption is None else [image, caption])
         if image in pictures:  # the library would open the picture, under rules of its own
             table = table.cast_column(image, datasets.Image(decode=False))
-        captions = table.select_columns([caption])[:][caption]
+        captions = [""] * len(table)
+        if caption is not None:
+            captions = table.select_columns([caption])[:][caption]
     listing = Listing(place, _ADVICE)
     cells = table.select_columns([image])
     for row, value in enumerate(captions):
@@ -154,11 +173,10 @@ def _listing(place: str, table: Any, columns: Columns, roots: tuple[Path, ...]) 
                 f"--data {place}: column {caption} holds {type(value).__name__}, not text; pass "
                 f"--caption-column with one of {', '.join(names)}"
             )
-        found, name = texts(value), f"row {row}"
-        if found is None:
-            listing.refuse(name, NO_CAPTION)
-        else:
-            listing.entries.append(Entry(name, found, _Cell(cells, row, name, roots)))
+        found, name = texts(value) if caption is not None else (), f"row {row}"
+        read = _Cell(cells, row, name, roots)
+        problem = NO_CAPTION if found is None and columns.needed else ""
+        listing.entries.append(Entry(name, found or (), read, problem=problem))
     return listing
 
 
@@ -181,7 +199,7 @@ def _datasets() -> Any:
     except ImportError:
         raise InputError(
             "parquet and arrow files and data sets of the hub need the library datasets: "
-            "pip install 'ldm-toolkit[train]'"
+            + install_hint("train")
         ) from None
     return datasets
 
@@ -194,4 +212,5 @@ def _explained(place: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{place} cannot be read: {first_line(error)}") from error
+        reason = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise InputError(f"{place} cannot be read: {first_line(reason)}") from error

@@ -24,6 +24,9 @@ class Method(Protocol):
     def rates(self) -> Mapping[str, float]:
         """Learning rates of parts of ``trainable``, by name, that have one of their own."""
 
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """Names of the pictures at these positions of the run; none where they are drawn."""
+
     def checkpoint_gradients(self) -> None:
         """From now on compute blocks twice instead of keeping what they computed."""
 

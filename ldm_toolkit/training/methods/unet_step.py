@@ -16,7 +16,7 @@ from ldm_toolkit.training.cache import Rows, rows_at
 from ldm_toolkit.training.config import UNetConfig
 from ldm_toolkit.training.rng import AlternatingIndex, PermutationIndex, generator, uniform
 
-__all__ = ["UNetMethod", "trained_scheduler"]
+__all__ = ["UNetMethod", "checkpoint_layers", "trained_scheduler"]
 
 
 # Classes of diffusers that know rescale_betas_zero_snr; others would sample with the old schedule.
@@ -50,6 +50,19 @@ def _refuse_epsilon(kind: str) -> None:
             "--zero-terminal-snr needs a model that predicts v or the sample, this one predicts "
             "epsilon, which says nothing of the picture where there is only noise"
         )
+
+
+def checkpoint_layers(encoder: Any) -> None:
+    """Let a text encoder compute its layers twice instead of keeping what they computed."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    # transformers renamed it; the non-reentrant kind leaves the graph as it is
+    newer = getattr(encoder, "activation_checkpointing_enable", None)
+    enable = newer if newer is not None else encoder.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    for layer in encoder.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = True  # they ask for it; what has dropout is inside and stays as it is
 
 
 class _UNetStep(nn.Module):
@@ -90,12 +103,20 @@ class _UNetStep(nn.Module):
         return objectives.prior_preservation(errors, prior, self.prior_weight)
 
     def errors(
-        self, latents: Tensor, noise: Tensor, timesteps: Tensor, alpha_bar: Tensor, text: Tensor
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        alpha_bar: Tensor,
+        text: Tensor,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Squared error of each sample without any weight, (B,): what validation compares."""
+        """Squared error of each sample without weights of timesteps, (B,): for validation."""
         noisy = diffusion.add_noise(latents, noise, alpha_bar)
         prediction = self._prediction(noisy, timesteps, text)
-        return objectives.prediction_errors(prediction, self.kind, latents, noise, alpha_bar)
+        return objectives.prediction_errors(
+            prediction, self.kind, latents, noise, alpha_bar, mask=mask
+        )
 
     def _prediction(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         # Here and not before: what goes through the module has its gradients reduced.
@@ -115,8 +136,8 @@ class UNetMethod(ABC):
     second sample is one of those, for prior preservation. ``masks[i]`` is (1, h, w) in [0, 1]:
     where errors count. ``index`` maps positions of the run to
     pictures, of one size in each batch; without it all have one size, and each epoch is a
-    permutation. Raises UserError for zero-terminal SNR with a model that
-    predicts epsilon.
+    permutation. ``name`` gives the name of picture i. Raises UserError for zero-terminal SNR with
+    a model that predicts epsilon.
     """
 
     adapter_file: ClassVar[str | None] = None
@@ -156,6 +177,7 @@ class UNetMethod(ABC):
         instances: int | None = None,
         masks: Rows | None = None,
         index: Callable[[int], int] | None = None,
+        name: Callable[[int], str] = str,
     ) -> None:
         from diffusers import DDPMScheduler
 
@@ -166,7 +188,7 @@ class UNetMethod(ABC):
         self._moments, self._embeddings, self._rows = moments, embeddings, caption_rows
         self._scaling_factor = scaling_factor
         self._alphas_cumprod = noise_scheduler.alphas_cumprod
-        self._instances, self._masks = instances, masks
+        self._instances, self._masks, self._name = instances, masks, name
         self._index: Callable[[int], int] = PermutationIndex(config.seed, len(moments))
         if index is not None:
             self._index = index
@@ -192,9 +214,15 @@ class UNetMethod(ABC):
         """alpha_bar of each timestep, as it is trained."""
         return self._alphas_cumprod
 
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """Names of the pictures at these positions."""
+        return [self._name(self._index(position)) for position in positions]
+
     def checkpoint_gradients(self) -> None:
-        """From now on compute the UNet's blocks twice instead of keeping what they computed."""
+        """From now on compute blocks twice instead of keeping what they computed, of both parts."""
         self.unet.enable_gradient_checkpointing()
+        if self.encoder is not None:
+            checkpoint_layers(self.encoder)
 
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Latents drawn from the posterior, noise, stratified timesteps and text."""

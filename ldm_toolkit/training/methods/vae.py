@@ -75,6 +75,11 @@ class VAEMethod:
         """None: there is one rate for all."""
         return {}
 
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """Names of the pictures that are cut at these positions."""
+        indices = (self._index(position // self._config.crops) for position in positions)
+        return [self._source.name(index) for index in indices]
+
     def checkpoint_gradients(self) -> None:
         """From now on compute the blocks twice instead of keeping what they computed."""
         self.vae.enable_gradient_checkpointing()

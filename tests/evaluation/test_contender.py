@@ -1,0 +1,65 @@
+"""The two contenders draw the same picture, and answer what they are asked."""
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ldm_toolkit.evaluation import contender
+from ldm_toolkit.evaluation.speed import Contender
+
+DRAWING = {"guidance": 4.0, "scheduler": "ddim"}
+KEYS = {"text", "first_step", "step", "decode", "seconds", "peak"}
+
+
+@pytest.fixture
+def asked(tiny_model: Path) -> Contender:
+    loading = {"dtype": "float32", "device": "cpu"}
+    return Contender(kind="ours", model=str(tiny_model), loading=loading, drawing=DRAWING)
+
+
+@pytest.mark.parametrize("more", [{}, {"width": 32, "height": 64}, {"scheduler": "dpm++_2m"}])
+def test_both_draw_the_same_pictures(asked: Contender, more: dict, tmp_path: Path) -> None:
+    told = asdict(asked) | {"drawing": DRAWING | more}
+    found = {}
+    for kind in ("ours", "diffusers"):
+        model = contender._KINDS[kind](Contender(**told | {"kind": kind}))
+        assert model.about["dtype"] == "float32"
+        answer = contender.answer(
+            model, {"steps": 3, "batch": 2, "picture": str(tmp_path / f"{kind}.npy")}
+        )
+        assert answer.keys() == KEYS
+        assert answer["peak"] > 0.05
+        stamps: list[int] = []
+        found[kind] = model.draw(3, 2, lambda: stamps.append(1))  # noqa: B023
+        assert len(stamps) == 3
+        saved = np.load(tmp_path / f"{kind}.npy")
+        assert (saved == np.asarray(found[kind][0])).all()
+    assert len(found["ours"]) == len(found["diffusers"]) == 2
+    for own, theirs in zip(found["ours"], found["diffusers"], strict=True):
+        assert own.size == theirs.size == (more.get("width", 64), more.get("height", 64))
+        difference = np.abs(np.asarray(own, float) - np.asarray(theirs, float))
+        assert difference.max() <= 1
+
+
+def test_both_encode_the_prompt_and_the_empty_one(asked: Contender) -> None:
+    own = contender.Ours(asked).encode()
+    theirs = contender.Diffusers(asked).encode()
+    assert torch.allclose(own, torch.cat(theirs), atol=1e-5)
+
+
+def test_the_process_answers_lines_with_lines(
+    asked: Contender, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orders = [{"steps": 1}, {"steps": 2, "batch": 2}]
+    text = "".join(json.dumps(order) + "\n" for order in orders)
+    monkeypatch.setattr(contender.sys, "stdin", io.StringIO(text))
+    contender.main([json.dumps(asdict(asked) | {"threads": 1})])
+    ready, *answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert ready["about"]["threads"] == 1
+    assert ready["load"] > 0
+    assert [answer.keys() for answer in answers] == [KEYS, KEYS]
