@@ -44,7 +44,7 @@ def bundle(model: Path, name: str, revision: str) -> Path:
             shutil.copytree(model / folder, staging / folder)
         shutil.copy(model / "model_index.json", staging)
         defaults = {"scheduler": "ddim", "guidance_rescale": 0.0, "width": 512, "height": 512}
-        about = {"name": name, "revision": revision, "defaults": defaults}
+        about = {"name": name, "revision": revision, "latents": "mean", "defaults": defaults}
         (staging / "ldm_toolkit.json").write_text(json.dumps(about, indent=2) + "\n")
         if text is not None:
             (staging / "README.md").write_text(text)

@@ -120,7 +120,8 @@ class UNetConfig(
             alike; logit_normal draws more of the middle ones and hardly any at the ends.
         timestep_mean: Mean of the logit of t in logit_normal; above 0 there is more noise.
         timestep_scale: Standard deviation of the logit of t in logit_normal.
-        latents: mean trains on the VAE posterior's mean, sample draws from the posterior.
+        latents: mean trains on the VAE posterior's mean, sample draws from the posterior; left out,
+            it is as the model says that it was trained (storybook on the mean), else sample.
         buckets: Train pictures in shapes near their own, with about as many pixels as the square
             and sides that are multiples of 64; each batch is of one shape.
         captions: How many captions each scene of --data storybook has.
@@ -145,7 +146,7 @@ class UNetConfig(
     timesteps: Literal["uniform", "logit_normal"] = "uniform"
     timestep_mean: float = 0.0
     timestep_scale: float = 1.0
-    latents: Literal["sample", "mean"] = "sample"
+    latents: Literal["sample", "mean"] | None = None
     buckets: bool = False
     captions: int = 3
     cache: str | None = None
@@ -249,7 +250,7 @@ class VAEConfig(LoopConfig, DataConfig, ValidationOptions):
 
     def __post_init__(self) -> None:
         """Fill the gaps, then report every contradiction. Raises UserError."""
-        if self.crop == 0:
+        if self.crop == 0 and self.size is not None:  # null, of which the rest tells
             self.crop = min(128, self.size)
         super().__post_init__()
 

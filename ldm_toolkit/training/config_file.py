@@ -47,6 +47,8 @@ def _check(path: Path) -> None:
     depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if depth == 0 and isinstance(event, yaml.SequenceStartEvent | yaml.ScalarEvent):
+                raise InputError(f"--config {path} holds no options: expected such as steps: 100")
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > _MOST_DEPTH or isinstance(event, yaml.AliasEvent):

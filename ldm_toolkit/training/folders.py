@@ -154,7 +154,9 @@ def _about(base: Path, output: Path, other_scheduler: bool) -> dict[str, Any]:
     """Name and defaults of a trained model, as `models.load` reads them. Raises ModelError."""
     about: dict[str, Any] = {"name": result_name(output)}
     if (base / "ldm_toolkit.json").is_file():
-        defaults = network_config(base, "ldm_toolkit.json").get("defaults")
+        card = network_config(base, "ldm_toolkit.json")
+        defaults = card.get("defaults")
+        about |= {"latents": card["latents"]} if "latents" in card else {}
         if isinstance(defaults, dict):
             left_out = {"scheduler"} if other_scheduler else set()
             about["defaults"] = {k: v for k, v in defaults.items() if k not in left_out}

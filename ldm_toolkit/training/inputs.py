@@ -6,7 +6,7 @@ The folders and names that the options mean must be there; what is in them, the 
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ldm_toolkit.errors import CannotWrite, ModelError, UserError, suggestion
 from ldm_toolkit.models.configs import check_unet
@@ -20,7 +20,14 @@ from ldm_toolkit.training.config import (
     VAEConfig,
 )
 
-__all__ = ["EXPECTED_DATA", "check_inputs", "data_problems", "model_folder", "network_config"]
+__all__ = [
+    "EXPECTED_DATA",
+    "check_inputs",
+    "data_problems",
+    "model_folder",
+    "network_config",
+    "usual_latents",
+]
 
 EXPECTED_DATA = (
     "expected pictures with captions: a folder, shards (.tar), tables (.parquet, .arrow) or "
@@ -142,3 +149,13 @@ def _output_problems(output: str) -> list[str]:
 def _nearest(output: Path) -> Path:
     """What there is of a path: itself or the nearest of its parents."""
     return next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
+
+
+def usual_latents(base: Path) -> Literal["sample", "mean"]:
+    """What a model was trained on, by its ldm_toolkit.json: draws from the posterior, or its mean.
+
+    A UNet that never saw a posterior's noise takes it for a fault, and learns to keep it.
+    """
+    card = "ldm_toolkit.json"
+    known = network_config(base, card) if (base / card).is_file() else {}
+    return "mean" if known.get("latents") == "mean" else "sample"

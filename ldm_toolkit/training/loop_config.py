@@ -3,6 +3,7 @@
 Level 1: no torch.
 """
 
+import typing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,7 +92,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         """Report every contradiction at once, naming the option. Raises UserError."""
-        problems = self.problems()
+        problems = self._null_problems() or self.problems()
         if problems:
             raise UserError("; ".join(problems))
 
@@ -129,6 +130,15 @@ class LoopConfig:
     def warmup_steps(self) -> int:
         """The steps of warm-up: as many as were asked for, or as fit the run."""
         return self.warmup if self.warmup is not None else min(_WARMUP, self.steps // 10)
+
+    def _null_problems(self) -> list[str]:
+        """What YAML's null was given for and cannot be."""
+        hints = typing.get_type_hints(type(self))
+        return [
+            f"--{name.replace('_', '-')} must not be null: leave it out for the default"
+            for name, hint in hints.items()
+            if getattr(self, name) is None and type(None) not in typing.get_args(hint)
+        ]
 
     @property
     def batch_unit(self) -> int:

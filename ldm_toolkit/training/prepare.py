@@ -31,6 +31,7 @@ from ldm_toolkit.training.data.geometry import Geometry
 from ldm_toolkit.training.folders import load_network
 from ldm_toolkit.training.held_out import hold_out
 from ldm_toolkit.training.inputs import network_config
+from ldm_toolkit.training.methods import method_class
 from ldm_toolkit.training.methods.unet_step import UNetMethod
 from ldm_toolkit.training.prior import DrawClass, check_class, complete_class
 from ldm_toolkit.training.rng import BucketIndex
@@ -59,11 +60,13 @@ _Place = tuple[Source, int]  # a picture: its source and its index there
 def unet_plan(config: UNetConfig, tokenizer: Any, encoder_folder: Path, processes: int) -> Plan:
     """What the data is brought to and cached as. Raises ModelError."""
     width = network_config(encoder_folder).get("hidden_size")
+    if config.train_text_encoder or method_class(config.method).encodes_text:
+        width = 0  # texts are encoded in each step
     return Plan(
         Geometry.buckets(config.size) if config.buckets else Geometry.square(config.size),
         batch=config.batch_size * config.accumulate * processes,
-        token_counts=lambda texts: [len(ids) for ids in tokenizer(list(texts))["input_ids"]],
-        text_width=None if config.no_cache else 0 if config.train_text_encoder else width,
+        token_counts=lambda texts: _lengths(tokenizer, texts),
+        text_width=None if config.no_cache else width,
     )
 
 
@@ -368,8 +371,13 @@ def _caption_rows(captions: Sequence[Sequence[str]]) -> tuple[list[list[int]], l
     return rows, list(known)
 
 
+def _lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text; transformers would warn of long ones, which are ours to tell."""
+    return [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+
+
 def _warn_of_cuts(tokenizer: Any, texts: Sequence[str]) -> None:
-    lengths = [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
+    lengths = _lengths(tokenizer, texts)
     if max(lengths) > _TOKENS:
         longest = texts[lengths.index(max(lengths))]
         cut = sum(length > _TOKENS for length in lengths)

@@ -38,7 +38,7 @@ from ldm_toolkit.training.folders import (
     save_network,
 )
 from ldm_toolkit.training.held_out import a_few, hold_out
-from ldm_toolkit.training.inputs import model_folder, network_config
+from ldm_toolkit.training.inputs import model_folder, network_config, usual_latents
 from ldm_toolkit.training.loop import train
 from ldm_toolkit.training.methods import method_class
 from ldm_toolkit.training.methods.protocol import Method
@@ -186,6 +186,8 @@ def train_unet(
     text_folder = Path(config.text_encoder or base)
     parts = {"vae": Path(config.vae or base / "vae"), "text_encoder": text_folder / "text_encoder"}
     parts["tokenizer"] = text_folder / "tokenizer"
+    if config.latents is None:
+        config.latents = usual_latents(base) if config.vae is None else "sample"
     kind = method_class(config.method)
     tokenizer = prepare.load_tokenizer(parts["tokenizer"])
     if config.check_data:

@@ -16,6 +16,7 @@ from ldm_toolkit.images import image_bytes, open_image
 from ldm_toolkit.latents import pil_to_pixels, pixels_to_pil
 from ldm_toolkit.training.data import Source
 from ldm_toolkit.training.methods.unet_step import UNetMethod
+from ldm_toolkit.values import counted
 
 __all__ = ["BEFORE_AFTER", "Draw", "draw_prompts", "draw_reconstructions", "sample_file",
            "write_before_after"]  # fmt: skip
@@ -57,6 +58,7 @@ def draw_prompts(
     ``complete`` adds to a folder what the method does not save and returns the model's folder.
     Raises CannotWrite.
     """
+    logger.info("drawing %s at the model's own size", counted(len(prompts), "sample picture"))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "model")
         folder.mkdir()

@@ -48,6 +48,7 @@ def test_the_result_is_a_model(script, trainer, tiny_v_model, pictures, tmp_path
         )
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model"] == tiny_v_model.name
+    assert config.get("latents") in (None, "sample")  # the model says nothing else
     card = (tmp_path / "README.md").read_text()
     assert "6 pictures" in card
     assert f"--model {tmp_path.name}" in card

@@ -20,6 +20,7 @@ from ldm_toolkit.training.folders import (
     shown_options,
     write_config,
 )
+from ldm_toolkit.training.inputs import model_folder, usual_latents
 
 CARD = {
     "name": "storybook",
@@ -64,6 +65,18 @@ def test_another_scheduler_is_not_overruled_by_the_bases_default(base, tmp_path)
     defaults = {name: value for name, value in CARD["defaults"].items() if name != "scheduler"}
     assert about(tmp_path / "m") == {"name": "m", "defaults": defaults}
     assert load_components(tmp_path / "m").defaults.scheduler == "ddim"
+
+
+@pytest.mark.parametrize(
+    ("told", "latents"), [({"latents": "mean"}, "mean"), ({}, "sample"), ({"latents": 3}, "sample")]
+)
+def test_a_result_knows_what_its_base_was_trained_on(told, latents, base, tmp_path):
+    (base / "ldm_toolkit.json").write_text(json.dumps(CARD | told))
+    complete_model(base, tmp_path / "m", set())
+    assert usual_latents(tmp_path / "m") == latents
+    (base / "ldm_toolkit.json").unlink()
+    assert usual_latents(base) == "sample"
+    assert usual_latents(model_folder("storybook")) == "mean"
 
 
 @pytest.mark.parametrize("card", [None, "{}", '{"defaults": 5}'])

@@ -453,6 +453,8 @@ LAUGHS = "a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]\n"
         (LAUGHS.encode(), "repeats by reference"),
         (b"#" * (2 << 20), "larger than"),
         (b"steps: [1", "is not YAML"),
+        (b"- a\n- b\n", "holds no options"),
+        (b"nothing\n", "holds no options"),
     ],
 )
 @pytest.mark.parametrize("form", ["two words", "one word"])
@@ -464,6 +466,23 @@ def test_files_of_options_that_would_break_the_parser(data, told, form, tmp_path
         parse(UNetConfig, [*NEEDED, *words])
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [UNetConfig, VAEConfig])
+def test_null_is_told_wherever_it_can_not_be(kind, tmp_path):
+    """Or it means that nothing was said, where that is what the option is without it."""
+    for field in dataclasses.fields(kind):
+        if field.name in ("data", "output"):
+            continue
+        file = tmp_path / "a.yaml"
+        file.write_text(f"{field.name}: null\n")
+        words = [*NEEDED, "--config", str(file)]
+        if field.default is None:
+            assert getattr(parse(kind, words), field.name) is None
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        with pytest.raises(UserError, match=rf"^{flag} must not be null: "):
+            parse(kind, words)
 
 
 def test_a_file_of_options_may_begin_with_a_mark_and_hold_text(tmp_path):

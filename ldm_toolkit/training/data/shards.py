@@ -189,7 +189,7 @@ def _take(
 ) -> None:
     """An entry of the listing out of a sample, or a problem."""
     pictures = [ending for ending in sample.members if f".{ending}" in PICTURE_SUFFIXES]
-    problems = list(sample.problems)
+    problems = list(dict.fromkeys(sample.problems))
     if not pictures and not problems:
         problems.append("no picture: expected .jpg, .png or .webp")
     if len(pictures) > 1:
