@@ -208,27 +208,11 @@ class LatentPipeline(Parts):
         have the bits of a full batch. ``vae_tiling``: in tiles or not, where the size does not
         decide. ``speed`` names a preset of what is reused from step to step. Raises UserError.
         """
+        said = {key: value for key, value in locals().items() if key in given_.OPTIONS}
         texts = given_.prompt_list(prompt, images_per_prompt)
         seeds = given_.seed_list(seed, len(texts))
-        options = GenerateOptions(
-            prompt=texts[0],
-            negative_prompt=negative_prompt,
-            steps=steps,
-            guidance=guidance,
-            seed=seeds[0] if seeds is not None else seed,  # type: ignore[arg-type]
-            width=width,
-            height=height,
-            scheduler=scheduler,
-            guidance_rescale=guidance_rescale,
-            guidance_interval=guidance_interval,
-            speed=speed,
-            reuse_every=reuse_every,
-            reuse_depth=reuse_depth,
-            reuse_power=reuse_power,
-            clip_skip=clip_skip,
-            eta=eta,
-            strength=strength,
-        )
+        said |= {"prompt": texts[0], "seed": seeds[0] if seeds is not None else seed}
+        options = GenerateOptions(**said)
         given = Given.of(image, mask, latents)
         recipes = plan(
             self.components, self._defaults, texts, options, given, seeds, batch_size, vae_tiling

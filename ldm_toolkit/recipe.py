@@ -90,10 +90,11 @@ class Inputs:
 class Recipe:
     """Everything that makes one picture again; plain data, safe to read from a stranger's file.
 
-    ``model`` holds name, revision and hashes. ``pixels_sha256`` is the hash of the finished
-    picture's RGB pixels, None before it exists, ``encoded_sha256`` that of what a JPEG makes of
-    them; the other hashes are of inputs, None where there was none. ``vae_slicing``: the VAE took
-    one picture at a time, as it always does.
+    ``speed`` is the name that was asked for; what it stood for is in the fields behind it and the
+    guidance's interval. ``model`` holds name, revision and hashes. ``pixels_sha256`` is the hash of
+    the finished picture's RGB pixels, None before it exists, ``encoded_sha256`` that of what a JPEG
+    makes of them; the other hashes are of inputs, None where there was none. ``vae_slicing``: the
+    VAE took one picture at a time, as it always does.
     Raises UserError for wrong types.
     """
 
@@ -118,6 +119,7 @@ class Recipe:
     attention: str
     versions: dict[str, str]
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    speed: str = "exact"
     reuse_every: int = 1
     reuse_depth: int = 1
     reuse_power: float = 1.0
@@ -232,6 +234,7 @@ def resolve(
         width=width,
         height=height,
         guidance_interval=(float(start), float(stop)),
+        speed=options.speed,
         **fast,
         clip_skip=options.clip_skip,
         eta=float(options.eta),
@@ -274,6 +277,7 @@ _TEXTS = (
     "cpu_capability",
     "memory_format",
     "attention",
+    "speed",
 )
 _WHOLES = {
     "schema": (1, 1),
