@@ -99,7 +99,7 @@ def guidance_difference(pipeline: LatentPipeline, observed: Observed) -> Picture
     curves(curve, "root mean square of the difference", "evaluation of the network")
     curve.plot(range(1, len(sizes) + 1), sizes, color=BLUE, linewidth=2, marker="o", markersize=4)
     curve.plot([place + 1 for place in shown], sizes[list(shown)], "o", color=VERMILION)
-    curve.set_ylim(bottom=0)
+    curve.set_ylim(0, 1.1 * largest(sizes, 1))  # whole dots, also where all are alike
     curve.xaxis.get_major_locator().set_params(integer=True)
     top = int(sizes.argmax())
     negative = "the negative prompt" if observed.recipe.negative_prompt else "the empty prompt"
