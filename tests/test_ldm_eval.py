@@ -125,6 +125,10 @@ BAD = {
     ),
     "sigma is none": ("nll --images storybook --sigma nan", "--sigma: 'nan' is not a number"),
     "sigma is small": ("nll --images storybook --sigma 0", "--sigma: 0.0 is too small, at least"),
+    "too few for a distance": (
+        "fid --reference storybook --prompts 19 --features {judge}",
+        "fid needs at least 20 pictures on both sides .* not 19",
+    ),
     "sigma is large": ("nll --images storybook --sigma inf", "--sigma: inf is too large, 10 is"),
 }
 

@@ -24,6 +24,7 @@ from ldm_toolkit.cli.request import (
     unfit_options,
 )
 from ldm_toolkit.errors import InputError, UserError
+from ldm_toolkit.evaluation.report import FEWEST
 from ldm_toolkit.models.hub import on_hub
 from ldm_toolkit.promptfile import Row, read_rows
 from ldm_toolkit.recipe import GenerateOptions
@@ -113,6 +114,7 @@ def check(arguments: argparse.Namespace) -> EvalRequest:
                 raise UserError(f"--prompts: a number is from 1 to {_MOST_PROMPTS}")
         elif arguments.prompts is not None:
             rows = _rows(arguments.prompts, options, known)
+        _check_enough(arguments, (held_out or len(rows)) * (per_prompt or 1))
     columns = {name: getattr(arguments, name) for name in _COLUMNS}
     problems.finish()
     if choice is None:
@@ -225,6 +227,14 @@ def _check_effects(arguments: argparse.Namespace) -> None:
     problems += _others_options(arguments)
     if problems:
         raise UserError("; ".join(problems))
+
+
+def _check_enough(arguments: argparse.Namespace, drawn: int) -> None:
+    """Tell before hours of drawing that there will be too few pictures. Raises UserError."""
+    if "fid" in arguments.measures and 0 < drawn < FEWEST:
+        raise UserError(
+            f"fid needs at least {FEWEST} pictures on both sides (thousands say more), not {drawn}"
+        )
 
 
 def _others_options(arguments: argparse.Namespace) -> list[str]:

@@ -11,7 +11,10 @@ from typing import Any
 
 from ldm_toolkit.evaluation.intervals import Interval
 
-__all__ = ["Report", "table"]
+__all__ = ["FEWEST", "Report", "table"]
+
+FEWEST = 20
+"""Pictures on each side of a Fréchet distance, at least."""
 
 
 @dataclass(frozen=True)
