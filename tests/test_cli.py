@@ -1,16 +1,18 @@
 """The command line: what it prints, where it writes, how little it imports."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
 import re
 import resource
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -431,6 +433,24 @@ def test_a_terminal_gets_a_bar(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert list(terminal.follow(range(10), 10, "drawing")) == list(range(10))
     assert "drawing:   0%" in capsys.readouterr().err
+
+
+def test_a_signal_that_a_library_swallowed_ends_it_before_the_next_step() -> None:
+    stop, made = terminal.Stop(), []
+
+    def steps() -> Iterator[int]:
+        for number in range(5):
+            made.append(number)
+            yield number
+
+    followed = stop.between(steps())
+    assert [next(followed), next(followed)] == [0, 1]
+    with contextlib.suppress(terminal.Stopped):  # as a library may
+        stop.arrived(signal.SIGTERM, None)
+    with pytest.raises(terminal.Stopped):
+        next(followed)
+    assert made == [0, 1]
+    assert stop.code == 128 + signal.SIGTERM
 
 
 def test_lines_are_lines() -> None:

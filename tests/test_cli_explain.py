@@ -104,7 +104,7 @@ def test_a_page_is_not_replaced_unless_asked_for(ldm_explain: Command, workdir: 
     assert first.paths[0].read_bytes() != before
     (workdir / "a-dog-explained" / "notes.txt").write_text("mine")
     kept = ldm_explain("a dog", *QUICK, "--overwrite")
-    assert kept.code == 2
+    assert kept.code == 74
     assert "holds something else than a page, such as 'notes.txt'" in kept.err
     assert (workdir / "a-dog-explained" / "notes.txt").read_text() == "mine"
 
@@ -128,6 +128,7 @@ def test_equal_commands_write_equal_pages_without_metadata(
         (["a", "dog"], "1 word(s) too many, the first is 'dog'"),
         (["a dog", "--setps", "3"], "unknown option --setps; did you mean --steps?"),
         (["a dog", "--steps", "0"], "--steps must be a whole number from 1"),
+        (["a dog", "--size", "64"], "unknown option --size; did you mean --dim (or --width, --hei"),
         (["a dog", "--steps", "x"], "--steps: 'x' is not a whole number"),
         (["a dog", "--scheduler", "eulr"], "no scheduler is called 'eulr'"),
         (["a dog", "--image", "none.png"], "--image: cannot read none.png"),
@@ -155,6 +156,22 @@ def test_all_mistakes_at_once(ldm_explain: Command) -> None:
     done = ldm_explain("a dog", "--steps", 0, "--image", "none.png", "--guidance", "x")
     for part in ("--steps", "--image", "--guidance"):
         assert part in done.err
+
+
+@pytest.mark.parametrize("place", ["file", "strange", "page"])
+def test_a_place_that_is_taken_hides_no_other_mistake(
+    place: str, ldm_explain: Command, workdir: Path
+) -> None:
+    (workdir / "file").write_text("mine")
+    for folder, name in (("strange", "notes.txt"), ("page", "index.html")):
+        (workdir / folder).mkdir()
+        (workdir / folder / name).write_text("mine")
+    assert ldm_explain("a dog", "-o", place).code == 74
+    both = ldm_explain("a dog", "-o", place, "--device", "gpu", "--steps", 0)
+    assert both.code == 2
+    for part in (f"{place} ", "--device: 'gpu' is none of", "--steps must be"):
+        assert part in both.err
+    assert len(both.err.splitlines()) == 1
 
 
 def test_missing_matplotlib_is_told_before_the_model_loads(

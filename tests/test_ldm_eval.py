@@ -17,6 +17,8 @@ from scipy.linalg import sqrtm
 
 from ldm_toolkit import storybook
 from ldm_toolkit.cli import evaluate, measures
+from ldm_toolkit.cli.evaluate_options import parse
+from ldm_toolkit.cli.evaluate_request import check
 from ldm_toolkit.cli.measures import MEASURES, Measure, Option
 from ldm_toolkit.evaluation.adherence import held_out_prompts
 from ldm_toolkit.evaluation.intervals import Interval
@@ -101,6 +103,33 @@ BAD = {
         "--images nowhere is not a folder.*--reference 9 is not a folder",
     ),
     "output": ("recon --images storybook -o pyproject.toml/x", "is not a folder"),
+    "sides of pictures that are there": (
+        "nll --images storybook --width 256 --height 256",
+        r"--width, --height are for pictures that are drawn \(--prompts\); --size resizes those of",
+    ),
+    "drawing of pictures that are there": (
+        "recon --images storybook --steps 3 --scheduler ddim --per-prompt 2",
+        r"--steps, --scheduler, --per-prompt are for pictures that are drawn \(--prompts\)$",
+    ),
+    "size of drawn pictures": (
+        "recon --prompts 3 --size 256",
+        "--size is for pictures of --images and --reference; --width and --height are of drawn",
+    ),
+    "options of other measures": (
+        "recon --images storybook --samples 3 --sigma 0.5",
+        "--samples is for nll; --sigma is for nll",
+    ),
+    "pictures that are not looked at": (
+        "speed --images storybook --count 3 --prompts 4",
+        "speed takes no --images, --count, --prompts",
+    ),
+    "sigma is none": ("nll --images storybook --sigma nan", "--sigma: 'nan' is not a number"),
+    "sigma is small": ("nll --images storybook --sigma 0", "--sigma: 0.0 is too small, at least"),
+    "too few for a distance": (
+        "fid --reference storybook --prompts 19 --features {judge}",
+        "fid needs at least 20 pictures on both sides .* not 19",
+    ),
+    "sigma is large": ("nll --images storybook --sigma inf", "--sigma: inf is too large, 10 is"),
 }
 
 
@@ -137,6 +166,15 @@ def test_help_and_mistakes_need_no_torch() -> None:
         assert all(option.flag in done.stdout for option in row.options)
 
 
+def test_seed_model_and_machine_go_with_pictures_that_are_there(
+    workdir: Path, tiny_model: Path
+) -> None:
+    place = str(pictures(workdir / "p", 1, 0))
+    words = ["nll", "--images", place, "--seed", "3", "--model", str(tiny_model), "--dtype"]
+    asked = check(parse([*words, "float32", "--size", "32", "--sigma", "0.5", "--count", "1"]))
+    assert (asked.seed, asked.size, asked.own["sigma"]) == (3, 32, 0.5)
+
+
 # --- the table of measures ---
 
 
@@ -165,6 +203,13 @@ def test_a_row_makes_a_measure(
     found = scores(ldm_eval("tried", "--images", place, "--json"))
     assert found["measures"]["tried"]["scores"]["tried"]["value"] == 4
     assert found["pictures"] == {"place": str(place), "count": 2}
+    sized = scores(ldm_eval("tried", "--images", place, "--size", 8, "--json"))
+    assert sized["measures"]["tried"]["settings"] == {
+        "size": "8x8",
+        "size_filter": "Lanczos, middle cut",
+    }
+    rendered = ldm_eval("tried", "--images", "storybook", "--count", 1, "--size", 64)
+    assert rendered.out.splitlines()[-1] == "tried with size 64x64"
     done = ldm_eval("tried", "--images", place, "--depth", 7)
     assert done.out.splitlines()[1].split()[:2] == ["tried", "7"]
     assert "--depth: 0 is too small" in ldm_eval("tried", "--images", place, "--depth", 0).err

@@ -74,6 +74,19 @@ def lora_file(workdir: Path) -> Path:
     return path
 
 
+def test_a_training_s_folder_stands_for_its_lora(
+    workdir: Path, tiny_model: Path, lora_file: Path
+) -> None:
+    folder = workdir / "robot-lora"
+    folder.mkdir()
+    inside = lora_file.rename(folder / "pytorch_lora_weights.safetensors")
+    asked = request("speed", "--model", tiny_model, "--lora", f"{folder}:0.5", "--lora", folder)
+    assert asked.choice.loras == ((inside, 0.5), (inside, 1.0))
+    inside.unlink()
+    with pytest.raises(UserError, match=r"robot-lora is no \.safetensors file"):
+        request("speed", "--model", tiny_model, "--lora", folder)
+
+
 BAD = {
     "unknown": (["storybook,stepz=3", "storybook"], r"A \(.*unknown option 'stepz'; did you mean"),
     "model": (["storybook", "storybok"], r"B \(storybok\): --model: .*did you mean 'storybook'"),
@@ -135,7 +148,14 @@ def test_both_draw_the_same_prompts_and_seeds_once(
     assert [one.seed for one in recipes["a"]] == [5, 6, 7]
     found = json.loads(done.out)["measures"]["compare"]
     assert found["scores"]["PSNR between the two"]["count"] == 3
-    assert found["settings"]["B"] == "steps=2,guidance=3"
+    told = found["settings"]
+    assert told["B"] == "steps=2,guidance=3"
+    first = recipes["a"][0]
+    assert (told["A steps"], told["B steps"]) == (1, 2)
+    assert (told["A guidance"], told["B guidance"]) == (7.5, 3)
+    assert (told["model_sha256"], told["dtype"]) == (first.model["sha256"], first.dtype)
+    assert (told["scheduler"], told["size"], told["seeds"]) == ("pndm", "64x64", "5..7")
+    assert not {"loras", "A loras", "negative_prompt"} & told.keys()
     assert "compare.html" in done.err
     page = Path("there/compare.html").read_text("utf-8")
     assert page.count("<img") == 6
@@ -161,6 +181,7 @@ def test_rows_of_a_prompt_file_are_overruled_by_a_side(
     assert done.code == 0, done.err
     steps = [read_recipe(f"x/pictures-{letter}/00000-1.png").steps for letter in "ab"]
     assert steps == [4, 2]
+    assert "A steps 4, B steps 2" in done.out
     assert "no adherence: nobody knows" in done.err
     assert "a &lt;b&gt;dog" in Path("x/compare.html").read_text("utf-8")
 

@@ -19,6 +19,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     for name in ("monotonic", "time"):
         monkeypatch.setattr(progress.time, name, lambda: Clock.now)
+    monkeypatch.setattr("tqdm.std.time", lambda: Clock.now)  # its own name for the same
     return Clock
 
 

@@ -63,8 +63,18 @@ def _measured(request: EvalRequest, stop: Stop) -> tuple[dict[str, Report], dict
     found = {}
     for name in request.measures:
         own = {one.name: request.own[one.name] for one in MEASURES[name].options}
-        found[name] = _function(name)(subject, **own)
+        report = _function(name)(subject, **own)
+        found[name] = replace(report, settings={**report.settings, **_sizing(request)})
     return found, subject.as_dict()
+
+
+def _sizing(request: EvalRequest) -> dict[str, Any]:
+    """How pictures that were there were brought to --size: scores of other sizes are others."""
+    if request.size is None:
+        return {}
+    files = {request.images, request.reference} - {None, "storybook"}
+    filter = {"size_filter": "Lanczos, middle cut"} if files else {}
+    return {"size": f"{request.size}x{request.size}", **filter}
 
 
 def _function(measure: str) -> Any:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ldm_toolkit import storybook
 from ldm_toolkit.cli.evaluate_options import own_options
 from ldm_toolkit.cli.measures import FEATURES, MEASURES, Option
 from ldm_toolkit.cli.model import ModelChoice, choose_model
+from ldm_toolkit.cli.options import flag
 from ldm_toolkit.cli.problems import Problems
 from ldm_toolkit.cli.request import (
     MOST_THREADS,
@@ -23,6 +24,7 @@ from ldm_toolkit.cli.request import (
     unfit_options,
 )
 from ldm_toolkit.errors import InputError, UserError
+from ldm_toolkit.evaluation.report import FEWEST
 from ldm_toolkit.models.hub import on_hub
 from ldm_toolkit.promptfile import Row, read_rows
 from ldm_toolkit.recipe import GenerateOptions
@@ -30,6 +32,7 @@ from ldm_toolkit.training.inputs import data_problems
 
 __all__ = ["EvalRequest", "check"]
 
+_SIDES = frozenset({"--width", "--height", "--dim"})
 _MOST_PROMPTS = 1_000_000
 _COLUMNS = ("image_column", "caption_column", "data_split")
 _INCEPTION = (
@@ -99,6 +102,8 @@ def check(arguments: argparse.Namespace) -> EvalRequest:
     options = {"seed": 0, **given_options(arguments, problems)}
     with problems.collected():
         _check_needs(arguments)
+    with problems.collected():
+        _check_effects(arguments)
     choice, rows, held_out = None, [], None
     with problems.collected():
         choice, known = choose_model(arguments, None)
@@ -109,6 +114,7 @@ def check(arguments: argparse.Namespace) -> EvalRequest:
                 raise UserError(f"--prompts: a number is from 1 to {_MOST_PROMPTS}")
         elif arguments.prompts is not None:
             rows = _rows(arguments.prompts, options, known)
+        _check_enough(arguments, (held_out or len(rows)) * (per_prompt or 1))
     columns = {name: getattr(arguments, name) for name in _COLUMNS}
     problems.finish()
     if choice is None:
@@ -181,6 +187,72 @@ def _check_needs(arguments: argparse.Namespace) -> None:
         )
     if problems:
         raise UserError("; ".join(problems))
+
+
+def _check_effects(arguments: argparse.Namespace) -> None:
+    """Whether all that was given has an effect on what is measured. Raises UserError.
+
+    Seed, model and machine are left out: measures of pictures that are there use them too.
+    """
+    measures = arguments.measures
+    drawing = [
+        flag(field.name)
+        for field in fields(GenerateOptions)
+        if field.name != "seed" and getattr(arguments, field.name) is not None
+    ]
+    drawing += ["--dim"] if arguments.dim is not None else []
+    several = ["--per-prompt"] if arguments.per_prompt != "1" else []
+    several += ["--batch-size"] if arguments.batch_size != "1" else []
+    places = [name for name in ("images", "reference") if getattr(arguments, name) is not None]
+    looking = [
+        f"--{name.replace('_', '-')}"
+        for name in ("count", "size", *_COLUMNS)
+        if getattr(arguments, name) is not None
+    ]
+    problems = []
+    if MEASURES[measures[0]].alone:
+        idle = [f"--{name}" for name in places] + looking
+        if "drawn" not in MEASURES[measures[0]].needs:
+            idle += ["--prompts"] * (arguments.prompts is not None) + several
+        if idle:
+            problems.append(f"{measures[0]} takes no {', '.join(idle)}")
+    elif arguments.prompts is None and arguments.images is not None and drawing + several:
+        resizing = "; --size resizes those of --images" if {*drawing} & _SIDES else ""
+        problems.append(
+            f"{_are(drawing + several)} for pictures that are drawn (--prompts){resizing}"
+        )
+    elif not places and looking and arguments.prompts is not None:
+        sizing = "; --width and --height are of drawn ones" if "--size" in looking else ""
+        problems.append(f"{_are(looking)} for pictures of --images and --reference{sizing}")
+    problems += _others_options(arguments)
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _check_enough(arguments: argparse.Namespace, drawn: int) -> None:
+    """Tell before hours of drawing that there will be too few pictures. Raises UserError."""
+    if "fid" in arguments.measures and 0 < drawn < FEWEST:
+        raise UserError(
+            f"fid needs at least {FEWEST} pictures on both sides (thousands say more), not {drawn}"
+        )
+
+
+def _others_options(arguments: argparse.Namespace) -> list[str]:
+    """A line about each option that was given and is of other measures."""
+    problems = []
+    used = own_options(arguments.measures)
+    for option in own_options(MEASURES):
+        value = getattr(arguments, option.name)
+        usual = None if option.default is None else str(option.default)
+        given = value if option.kind is bool else value != usual
+        if given and option not in used:
+            users = [name for name, row in MEASURES.items() if option in row.options]
+            problems.append(f"{option.flag} is for {', '.join(users)}")
+    return problems
+
+
+def _are(flags: Sequence[str]) -> str:
+    return f"{', '.join(flags)} {'is' if len(flags) == 1 else 'are'}"
 
 
 def _features_problems(arguments: argparse.Namespace) -> list[str]:

@@ -165,7 +165,7 @@ def draw(
         Entry(path.name, (row.options.prompt,), FileBytes(path, str(path)))
         for path, row in zip(paths, rows, strict=True)
     ]
-    return Files(str(folder), entries, asked=asked), _drawing(paths[0])
+    return Files(str(folder), entries, asked=asked), _drawing(paths)
 
 
 def follow_of(request: EvalRequest, stop: Stop, what: str = "block") -> Follow:
@@ -195,8 +195,16 @@ def _load(request: EvalRequest, choice: ModelChoice, world: int) -> "LatentPipel
     return load_pipeline(choice, threads=threads)
 
 
-def _drawing(path: Path) -> dict[str, Any]:
-    """What the recipe of a picture says of all of them: its own prompt and hashes are left out."""
-    told = json.loads(read_recipe(path).to_json())
+def _drawing(paths: Iterable[Path]) -> dict[str, Any]:
+    """What the recipes of pictures say of all of them; prompts, seeds and hashes are left out.
+
+    What is not the same in all is "several".
+    """
     own = ("prompt", "seed", "pixels_sha256", "encoded_sha256")
-    return {name: value for name, value in told.items() if name not in own}
+    shared: dict[str, Any] = {}
+    for path in paths:
+        told = json.loads(read_recipe(path).to_json())
+        for name in told.keys() - set(own):
+            value = told[name]
+            shared[name] = value if shared.get(name, value) == value else "several"
+    return dict(sorted(shared.items()))

@@ -204,8 +204,9 @@ def _folder(output: str | None, prompt: str, *, overwrite: bool) -> Path:
     there = sorted(os.listdir(folder)) if folder.is_dir() else []
     strange = [name for name in there if not _OURS.fullmatch(name)]
     if strange:
-        raise UserError(
-            f"-o: {folder} holds something else than a page, such as {strange[0]!r:.80}"
+        raise CannotWrite(
+            f"-o: {folder} holds something else than a page, such as {strange[0]!r:.80}; choose "
+            "another one"
         )
     if there and not overwrite:
         raise CannotWrite(f"-o: {folder} exists already; choose another one or pass --overwrite")

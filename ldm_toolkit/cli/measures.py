@@ -32,8 +32,8 @@ class Option:
     kind: type = str
     default: Any = None
     metavar: str | None = None
-    least: int | None = None
-    most: int | None = None
+    least: float | None = None
+    most: float | None = None
     path: str | None = None
 
     @property
@@ -110,6 +110,8 @@ _BOUNDS = (
         "standard deviation of the VAE's pixels in [-1, 1] that makes its pictures a likelihood; "
         "the one that suits these pictures best when not given",
         float,
+        least=0.001,
+        most=10,
     ),
 )
 _TURNS = (

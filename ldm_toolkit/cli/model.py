@@ -19,7 +19,7 @@ from ldm_toolkit.models.checks import check_model_folder, check_vae_folder
 from ldm_toolkit.models.configs import check_configs
 from ldm_toolkit.models.defaults import model_defaults
 from ldm_toolkit.models.headers import check_safetensors
-from ldm_toolkit.models.hub import fetch_model, on_hub
+from ldm_toolkit.models.hub import fetch_lora, fetch_model, on_hub
 from ldm_toolkit.models.single_file import check_single_file, is_single_file
 from ldm_toolkit.promptfile import size_problems
 from ldm_toolkit.recipe import GenerateOptions, ModelDefaults
@@ -246,12 +246,16 @@ def _other_adapters(
 def _lora(
     text: str, recorded: Sequence[Mapping[str, Any]], problems: list[str]
 ) -> tuple[Path, float]:
-    """``PATH`` or ``PATH:SCALE``; without a scale that of the replayed recipe's LoRA, else 1."""
+    """``PATH`` or ``PATH:SCALE``; without a scale that of the replayed recipe's LoRA, else 1.
+
+    PATH is a file, or a folder with one; a `Path` is never looked for on the hub.
+    """
     head, colon, tail = text.rpartition(":")
     path, given = Path(text), None
     if colon and head:
         with contextlib.suppress(ValueError):  # a colon of the path
             path, given = Path(head), float(tail)
+    path = Path(fetch_lora(path))
     scale = 1.0 if given is None else given
     if given is None and recorded and path.is_file():
         digest = identity.adapter_sha256(path)

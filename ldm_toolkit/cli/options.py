@@ -53,6 +53,8 @@ exit codes: 0 done, 1 failed or a --replay that is not identical, 2 wrong use or
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "peft", "compel")
 
+# What other programs call our options.
+_MEANT = {"--size": ["--dim (or --width, --height)"]}
 # Flags whose name is not the field's own.
 _FLAGS = {"negative_prompt": "--negative"}
 
@@ -93,7 +95,7 @@ class Parser(argparse.ArgumentParser):
                 continue
             if " " in name or re.fullmatch(r"-\d+|-\d*\.\d+", word):
                 continue  # argparse takes these as values
-            close = difflib.get_close_matches(name, known, n=1)
+            close = _MEANT.get(name) or difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else "--help lists them all"
             problems.append(f"unknown option {name}; {hint}")
         if problems:
@@ -254,7 +256,8 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--lora",
         action="append",
         metavar="PATH[:SCALE]",
-        help="a LoRA (.safetensors) on top of the model (default scale: 1); may be given again",
+        help="a LoRA on top of the model, a .safetensors file or a training's folder (default "
+        "scale: 1); may be given again",
     )
     group.add_argument(
         "--embedding",

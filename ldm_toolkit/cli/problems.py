@@ -1,6 +1,7 @@
 """What is wrong with a command line, collected, so that the person reads all of it at once."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ class Problems:
         flag: str,
         text: str | None,
         kind: type,
-        least: int | None = None,
-        most: int | None = None,
+        least: float | None = None,
+        most: float | None = None,
     ) -> Any:
         """``text`` as int or float, or None with a problem noted."""
         if text is None:
@@ -43,6 +44,8 @@ class Problems:
             except ValueError:
                 what = "a whole number" if kind is int else "a number"
                 raise UserError(f"{flag}: {text!r} is not {what}") from None
+            if least is not None and math.isnan(value):
+                raise UserError(f"{flag}: {text!r} is not a number")
             if least is not None and value < least:
                 raise UserError(f"{flag}: {value} is too small, at least {least} is needed")
             if most is not None and value > most:

@@ -43,12 +43,16 @@ class Stop:
         """Pass ``steps`` on and stop between two of them.
 
         A library can swallow the exception that a signal's handler raises inside of it; the code
-        stays.
+        stays, and is looked at when a step was made and before the next one is.
         """
         for step in steps:
-            if self.code is not None:
-                raise Stopped
+            self._look()
             yield step
+            self._look()
+
+    def _look(self) -> None:
+        if self.code is not None:
+            raise Stopped
 
     def arrived(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: remember, and leave whatever is going on."""

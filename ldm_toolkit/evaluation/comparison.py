@@ -4,7 +4,7 @@ What two models share, such as a hard prompt, cancels in a pair: differences are
 and seed, their intervals a bootstrap over the pairs, and an interval without 0 is a difference.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def compared(
     """
     notes: list[str] = []
     settings: dict[str, Any] = {"A": names[0], "B": names[1], "pairs": len(seeds)}
+    settings |= _drawn_with(first, second) | {"seeds": _range(seeds)}
     likeness = _likeness(first, second, notes)
     scores = {_LIKENESS[name]: _mean(column) for name, column in likeness.items()}
     told: dict[str, tuple[Column, Column]] = {}
@@ -76,6 +77,46 @@ def compared(
         pairs = _pairs(first, second, seeds, likeness, told)
         _write(page, comparison_page(names, pairs, scores))
     return Report(scores, settings, tuple(notes), (page,))
+
+
+def _drawn_with(first: Subject, second: Subject) -> dict[str, Any]:
+    """What the pictures' recipes say that scores depend on; of each side where the two differ."""
+    found: dict[str, Any] = {}
+    a, b = (_recipe_settings(subject.drawing) for subject in (first, second))
+    for name in a | b:
+        if a.get(name) == b.get(name):
+            found[name] = a[name]
+        else:
+            found |= {f"A {name}": a.get(name, "none"), f"B {name}": b.get(name, "none")}
+    return found
+
+
+def _recipe_settings(drawing: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are told: hashes of what was loaded, options that are not switched off."""
+    if not drawing:
+        return {}
+    told = {name: drawing[name] for name in ("scheduler", "steps", "guidance", "dtype", "device")}
+    told["size"] = f"{drawing['width']}x{drawing['height']}"
+    model = drawing["model"]
+    told |= {"model": model["name"], "model_sha256": model["sha256"]} if model != "several" else {}
+    for name, key in (("loras", "scale"), ("embeddings", "token")):
+        if drawing[name]:
+            told[name] = drawing[name]
+            if drawing[name] != "several":
+                told[name] = " ".join(f"{one['sha256']}:{one[key]}" for one in drawing[name])
+    for name in ("negative_prompt", "guidance_rescale", "clip_skip", "eta"):
+        if drawing[name]:
+            told[name] = drawing[name]
+    if drawing["guidance_interval"] != [0.0, 1.0]:
+        told["guidance_interval"] = drawing["guidance_interval"]
+    return told
+
+
+def _range(seeds: Sequence[int]) -> str:
+    """The seeds of the pairs in short."""
+    if list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]}..{seeds[-1]}"
+    return f"{len(set(seeds))} from {min(seeds)} to {max(seeds)}"
 
 
 def _likeness(first: Subject, second: Subject, notes: list[str]) -> dict[str, Column]:

@@ -50,7 +50,16 @@ class Ours:
             self._pipe.load_lora(path, scale)
         components = self._pipe.components
         self.device = components.device
-        self.about = _about(self.device, components.dtype) | {"compile": components.compiled}
+        usual = components.defaults
+        drawn = {"width": usual.width, "height": usual.height, **asked.drawing}
+        self.about = _about(self.device, components.dtype) | {
+            "compile": components.compiled,
+            "model": components.identity.name,
+            "model_sha256": components.identity.sha256,
+            "size": f"{drawn['width']}x{drawn['height']}",
+        }
+        if components.loras:
+            self.about["loras"] = " ".join(f"{one.sha256}:{one.scale}" for one in components.loras)
 
     def encode(self) -> object:
         """The embeddings of the prompt and of the empty one."""

@@ -11,13 +11,10 @@ from ldm_toolkit.errors import InputError
 from ldm_toolkit.evaluation.extractors import Extractor, open_extractor
 from ldm_toolkit.evaluation.features import frechet_distance, kernel_distance, torchmetrics_version
 from ldm_toolkit.evaluation.intervals import Interval, around, jackknife
-from ldm_toolkit.evaluation.report import Report
+from ldm_toolkit.evaluation.report import FEWEST, Report
 from ldm_toolkit.evaluation.subject import Subject
 
-__all__ = ["FEWEST", "fid", "frechet", "kid"]
-
-FEWEST = 20
-"""Pictures on each side of a Fréchet distance, at least."""
+__all__ = ["fid", "frechet", "kid"]
 
 _GROUPS = 10
 _SUBSET = 1000

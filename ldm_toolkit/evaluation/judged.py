@@ -15,12 +15,12 @@ from PIL import Image, ImageOps
 from ldm_toolkit import storybook
 from ldm_toolkit.errors import InputError
 from ldm_toolkit.evaluation.adherence import Adherence, Asked, adherence, held_out_prompts, worst
-from ldm_toolkit.evaluation.distances import FEWEST, frechet
+from ldm_toolkit.evaluation.distances import frechet
 from ldm_toolkit.evaluation.extractors import Extractor, judge_extractor
 from ldm_toolkit.evaluation.features import diversity, nearest, torchmetrics_version
 from ldm_toolkit.evaluation.intervals import Interval, mean
 from ldm_toolkit.evaluation.pictures import Pictures, Renders
-from ldm_toolkit.evaluation.report import Report
+from ldm_toolkit.evaluation.report import FEWEST, Report
 from ldm_toolkit.evaluation.subject import Subject
 from ldm_toolkit.images import contact_sheet, save_image
 from ldm_toolkit.storybook import scenes

@@ -10,10 +10,10 @@ from PIL import Image
 
 from ldm_toolkit import latents
 from ldm_toolkit.errors import ModelError, UserError, install_hint
-from ldm_toolkit.evaluation.distances import FEWEST, frechet
+from ldm_toolkit.evaluation.distances import frechet
 from ldm_toolkit.evaluation.extractors import Extractor, open_extractor
 from ldm_toolkit.evaluation.intervals import mean
-from ldm_toolkit.evaluation.report import Report
+from ldm_toolkit.evaluation.report import FEWEST, Report
 from ldm_toolkit.evaluation.subject import Subject
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.training.cache import module_hash

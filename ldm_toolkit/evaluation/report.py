@@ -3,6 +3,7 @@
 Level 1: no torch.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 
 from ldm_toolkit.evaluation.intervals import Interval
 
-__all__ = ["Report", "table"]
+__all__ = ["FEWEST", "Report", "table"]
+
+FEWEST = 20
+"""Pictures on each side of a Fréchet distance, at least."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,9 @@ def table(reports: Mapping[str, Report]) -> str:
 
 
 def _short(value: Any) -> str:
-    """A setting; of a hash as much as tells it from others."""
+    """A setting; of hashes as much as tells them from others."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text[:12] if len(text) == 64 else text
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", text)
 
 
 def _line(cells: Iterable[str], widths: list[int]) -> str:

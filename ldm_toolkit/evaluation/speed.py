@@ -158,8 +158,9 @@ def speed(
             "first step after the start, s": worker.started + first[name]["first_step"],
         }
         figures[name] |= {title: [value] for title, value in start.items()}
-    settings = _settings(workers, turns)
-    return Report(_scores(figures), settings)
+    drawing = next(iter(contenders.values())).drawing
+    options = {name: drawing[name] for name in ("scheduler", "guidance") if name in drawing}
+    return Report(_scores(figures), _settings(workers, turns) | options)
 
 
 def _orders(workers: list[Worker], turns: Turns) -> list[Turn]:

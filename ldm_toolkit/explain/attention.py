@@ -61,7 +61,8 @@ def attention_maps(pipeline: LatentPipeline, observed: Observed) -> Picture:
         f"{frame:.0%} goes to the marks of start and end and to the padding, which hold no word"
     )
     picture.caption += (
-        f"; the word whose attention differs most from place to place is {most}."
+        f"; relative to its mean, attention differs most from place to place for {most}, by a "
+        f"standard deviation of {_contrast(maps[most]):.0%}."
         if most is not None
         else ": this prompt has none."
     )

@@ -1,6 +1,7 @@
 """What classifier-free guidance does: the same noise at several scales, and where the words act."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,8 @@ def guidance_difference(pipeline: LatentPipeline, observed: Observed) -> Picture
     maps = differences.square().mean(1).sqrt().numpy()  # (N, h, w)
     shown = observed.shown
     picture = Picture("guidance", "guidance-difference", "Where the words pull", (12, 6.4))
-    upper, lower = picture.subfigures(2, 1, height_ratios=[1.6, 1])
+    halves: Any = picture.subfigures(2, 1, height_ratios=[1.6, 1])
+    upper, lower = halves
     axes = upper.subplots(2, len(shown), squeeze=False)
     row_label(axes[0, 0], "predicted x_0")
     row_label(axes[1, 0], "difference")
@@ -99,7 +101,7 @@ def guidance_difference(pipeline: LatentPipeline, observed: Observed) -> Picture
     curves(curve, "root mean square of the difference", "evaluation of the network")
     curve.plot(range(1, len(sizes) + 1), sizes, color=BLUE, linewidth=2, marker="o", markersize=4)
     curve.plot([place + 1 for place in shown], sizes[list(shown)], "o", color=VERMILION)
-    curve.set_ylim(bottom=0)
+    curve.set_ylim(0, 1.1 * largest(sizes, 1))  # whole dots, also where all are alike
     curve.xaxis.get_major_locator().set_params(integer=True)
     top = int(sizes.argmax())
     negative = "the negative prompt" if observed.recipe.negative_prompt else "the empty prompt"

@@ -32,7 +32,8 @@ def between_seeds(pipeline: LatentPipeline, observed: Observed) -> Picture:
         f"dimensions ({first.numel():,}) two draws stand nearly at a right angle, here "
         f"{angle:.1f} degrees, and all have nearly the same length; spherical interpolation keeps "
         "the length, while half-way on the straight line noise would be too weak by a factor of "
-        f"{float((first + second).norm() / 2 / first.norm()):.2f}. Neighbours differ most between "
+        f"{float((first + second).norm() / (first.norm() + second.norm())):.2f}. Neighbours "
+        "differ most between "
         f"pictures {widest + 1} and {widest + 2}: the noise moves evenly, the picture does not."
     )
     return picture

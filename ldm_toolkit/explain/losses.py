@@ -67,8 +67,9 @@ def bound_terms(pipeline: LatentPipeline, image: Image.Image, prompt: str, seed:
     picture.caption = (
         "Left the variational bound on -log p(x_0), term by term: each is the divergence between "
         "the true step back and the model's, for this picture's latents. Over all timesteps they "
-        f"come to about {whole:.2g} bits, {share:.0%} of it in the first quarter, where noise is "
-        f"weak; the prior term beyond the last is {float(prior):.2g} bits. Right the simple "
+        f"come to about {whole:.2g} bits per latent number, {share:.0%} of it in the first "
+        f"quarter, where noise is weak; the prior term beyond the last adds {float(prior):.2g} "
+        "bits to each. Right the simple "
         "loss that training minimises: the same errors without the bound's weights, so that the "
         "timesteps of much noise, which decide the large shapes, count as well."
     )

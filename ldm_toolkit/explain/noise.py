@@ -33,12 +33,12 @@ def added_noise(pipeline: LatentPipeline, image: Image.Image, seed: int) -> Pict
             colours=DIVERGING,
             note=f"signal {level.sqrt():.0%}\nnoise {(1 - level).sqrt():.0%}",
         )
-    half = next((t for t, level in zip(times, levels, strict=True) if level < 0.5), times[-1])
+    equal = int((pipeline.make_scheduler("ddpm").alphas_cumprod - 0.5).abs().argmin())
     picture.caption = (
         "x_t = sqrt(alpha-bar) x_0 + sqrt(1 - alpha-bar) noise: the same picture and the same "
         f"noise at {len(times)} timesteps, with the factors of both below. The noise is added to "
         "the latents, not to pixels, so what the decoder makes of it is not grain but wrong shapes "
-        f"and colours. From t = {int(half)} on these latents hold more noise than signal; fine "
+        f"and colours. After t = {equal} such latents hold more noise than signal; fine "
         "shapes drown first, and large ones are what a model decides first on the way back."
     )
     return picture

@@ -69,7 +69,8 @@ class Picture(Figure):
 
     def grid(self, rows: int, columns: int, **ratios: Any) -> Any:
         """Axes (rows, columns) that stand close to each other."""
-        self.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+        engine: Any = self.get_layout_engine()
+        engine.set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
         return self.subplots(rows, columns, squeeze=False, gridspec_kw=ratios)
 
     def pixels(self) -> Image.Image:

@@ -101,7 +101,8 @@ def timesteps(pipeline: LatentPipeline, steps: int) -> Picture:
         f"{len(places)} schedulers: blue as they are, orange, green and purple with Karras's, "
         "exponential and beta noise levels. Dots on the right spend evaluations on details, dots "
         f"on the left on the composition; there are {min(counts.values())} to "
-        f"{max(counts.values())} of them, as some solvers ask twice a step. This model's own, "
+        f"{max(counts.values())} evaluations, as some solvers ask twice a step, and dots of equal "
+        "timesteps lie on each other. This model's own, "
         f"{type(own).__name__}, goes from t = {float(own.timesteps[0]):.0f} to "
         f"{float(own.timesteps[-1]):.0f}"
     )

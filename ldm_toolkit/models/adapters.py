@@ -40,10 +40,10 @@ def load_lora(
 ) -> Components:
     """Components with one more LoRA, in addition to those there; ``components`` stay as they are.
 
-    ``path`` is a ``.safetensors`` file in the diffusers, peft or kohya format, or where the hub has
-    one: see ``hub.fetch_lora``. ``name`` is the file's unless given. Raises ModelError when any
-    tensor of the file has no place in the model, UserError for a scale that is no finite number and
-    for a name that is no text or taken.
+    ``path`` is a ``.safetensors`` file in the diffusers, peft or kohya format, a folder with
+    ``pytorch_lora_weights.safetensors``, or where the hub has one: see ``hub.fetch_lora``. ``name``
+    is the file's unless given. Raises ModelError when any tensor of the file has no place in the
+    model, UserError for a scale that is no finite number and for a name that is no text or taken.
     """
     _check_text("a LoRA's name", name)
     strength = finite(scale)

@@ -125,9 +125,13 @@ def fetch_tokenizer(
 def fetch_lora(place: str | Path, *, offline: bool | None = None) -> str | Path:
     """The file of a LoRA: a path as it is, ``owner/name`` or ``owner/name/file`` from the hub.
 
-    A repository without a file's name must hold ``pytorch_lora_weights.safetensors`` or one other
-    ``.safetensors`` file. Raises ModelError.
+    Of a folder that holds ``pytorch_lora_weights.safetensors``, as a training or diffusers leaves
+    it, that file is meant. A repository without a file's name must hold one of that name or one
+    other ``.safetensors`` file. Raises ModelError.
     """
+    if isinstance(place, str | Path) and os.path.isdir(place):
+        inside = Path(place, _LORA)
+        return inside if inside.is_file() else place
     if not isinstance(place, str):
         return place
     owner, _, rest = place.partition("/")

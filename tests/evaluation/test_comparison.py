@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ldm_toolkit.evaluation import comparison
 from ldm_toolkit.evaluation.adherence import Asked
 from ldm_toolkit.evaluation.comparison import compared
 from ldm_toolkit.evaluation.comparison_page import Pair, comparison_page
+from ldm_toolkit.evaluation.report import table
 from ldm_toolkit.evaluation.subject import Subject
 from ldm_toolkit.storybook import scenes
 from ldm_toolkit.storybook.judge import Judge
@@ -117,6 +119,34 @@ def test_a_judge_that_is_missing_or_named(
     assert found.scores["colour, B - A"].value == 0
     assert found.scores["PSNR between the two"].value == 100
     assert len(found.settings["judge_sha256"]) == 64
+
+
+def test_settings_say_what_each_side_drew_with(subject: Subjects) -> None:
+    album = Album(noise(2, size=32))
+    drawing = {
+        "model": {"name": "one", "sha256": "a" * 64}, "dtype": "float32", "device": "cpu",
+        "scheduler": "ddim", "steps": "several", "guidance": 0.0, "width": 32, "height": 24,
+        "loras": [], "embeddings": [], "negative_prompt": "", "guidance_rescale": 0.0,
+        "clip_skip": 0, "eta": 0.0, "guidance_interval": [0.0, 1.0],
+    }  # fmt: skip
+    other = drawing | {
+        "model": {"name": "two", "sha256": "b" * 64},
+        "loras": [{"name": "x", "scale": 0.5, "sha256": "c" * 64}],
+        "negative_prompt": "night",
+        "guidance_interval": [0.2, 1.0],
+    }
+    sides = [replace(subject(album), drawing=one) for one in (drawing, other)]
+    found = compared(*sides, names=NAMES, seeds=[4, 9], judge=None, clip_model=None)
+    assert found.settings == {
+        "A": NAMES[0], "B": NAMES[1], "pairs": 2, "seeds": "2 from 4 to 9",
+        "scheduler": "ddim", "steps": "several", "guidance": 0.0, "dtype": "float32",
+        "device": "cpu", "size": "32x24",
+        "A model": "one", "B model": "two", "A model_sha256": "a" * 64,
+        "B model_sha256": "b" * 64, "A loras": "none", "B loras": "c" * 64 + ":0.5",
+        "A negative_prompt": "none", "B negative_prompt": "night",
+        "A guidance_interval": "none", "B guidance_interval": [0.2, 1.0],
+    }  # fmt: skip
+    assert f"B loras {'c' * 12}:0.5" in table({"compare": found})
 
 
 def test_pictures_of_two_sizes_have_no_likeness(subject: Subjects, tmp_path: Path) -> None:

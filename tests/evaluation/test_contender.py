@@ -61,5 +61,8 @@ def test_the_process_answers_lines_with_lines(
     contender.main([json.dumps(asdict(asked) | {"threads": 1})])
     ready, *answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert ready["about"]["threads"] == 1
+    assert (ready["about"]["model"], ready["about"]["size"]) == (Path(asked.model).name, "64x64")
+    assert len(ready["about"]["model_sha256"]) == 64
+    assert "loras" not in ready["about"]
     assert ready["load"] > 0
     assert [answer.keys() for answer in answers] == [KEYS, KEYS]

@@ -80,6 +80,9 @@ def test_figures_ratios_and_settings(talkers: Path) -> None:
     assert "UNet step, 3 at once, s" in alone.scores
     assert not any("/ ours" in title for title in alone.scores)
     assert alone.settings["dtype"] == "ours"
+    asked = Contender(kind="ours", model="x", drawing={"guidance": 2.0, "scheduler": "ddim"})
+    drawn = speed({"ours": asked}, Turns(batches=(1,), rounds=1), follow).settings
+    assert (drawn["guidance"], drawn["scheduler"]) == (2.0, "ddim")
 
 
 def test_as_many_steps_as_the_warm_up_has(talkers: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from ldm_toolkit import explain, schedulers
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.explain import guidance, picture
+from ldm_toolkit.explain.attention import word_maps
 from ldm_toolkit.explain.autoencoder import compression
 from ldm_toolkit.explain.observed import Observed, observe
 from ldm_toolkit.explain.schedule import schedule_values
@@ -101,6 +102,60 @@ def test_a_long_prompt_shows_its_first_tokens_and_words(pipe: LatentPipeline) ->
 
 
 # --- numbers ---
+
+
+@pytest.mark.parametrize("models", ["epsilon", "v_prediction"])
+def test_one_timestep_of_equal_signal_and_noise_in_all_captions(
+    models: str, request: pytest.FixtureRequest
+) -> None:
+    pipe = request.getfixturevalue("v_pipe" if models == "v_prediction" else "pipe")
+    level = schedule_values(pipe)["alpha_bar"]
+    equal = int(np.abs(level - 0.5).argmin())
+    assert level[equal - 1] > 0.5 > level[equal + 1]
+    assert f"equally strong at t = {equal}" in explain.noise_schedule(pipe).caption
+    added = explain.added_noise(pipe, PICTURE, 1).caption
+    assert f"After t = {equal} such latents hold more noise than signal" in added
+
+
+def test_the_word_of_most_contrast_is_named_with_its_figure(
+    pipe: LatentPipeline, observed: Observed
+) -> None:
+    maps = {n: m for n, m in word_maps(pipe, observed).items() if n.startswith('"')}
+    spread = {name: float(one.std() / one.mean()) for name, one in maps.items()}
+    most = max(spread, key=lambda name: spread[name])
+    caption = explain.attention_maps(pipe, observed).caption
+    assert f"relative to its mean, attention differs most from place to place for {most}" in caption
+    assert f"standard deviation of {spread[most]:.0%}" in caption
+
+
+def test_all_dots_of_the_difference_are_inside_the_axes(
+    pipe: LatentPipeline, observed: Observed
+) -> None:
+    curve = explain.guidance_difference(pipe, observed).axes[-1]
+    highest = max(float(max(line.get_ydata())) for line in curve.lines)
+    assert curve.get_ylim()[0] == 0
+    assert curve.get_ylim()[1] >= 1.05 * highest
+
+
+def test_the_factor_of_the_straight_line_is_of_both_lengths(
+    pipe: LatentPipeline, observed: Observed
+) -> None:
+    size = observed.recipe.width, observed.recipe.height
+    seed = observed.recipe.seed
+    one, other = (pipe.initial_noise(number, *size) for number in (seed, seed + 1))
+    factor = float((one + other).norm() / 2) / float((one.norm() + other.norm()) / 2)
+    assert f"a factor of {factor:.2f}." in explain.between_seeds(pipe, observed).caption
+
+
+def test_captions_say_what_their_numbers_count(pipe: LatentPipeline) -> None:
+    assert "bits per latent number" in explain.bound_terms(pipe, PICTURE, "", 1).caption
+    figure = explain.timesteps(pipe, 5)
+    assert "dots of equal timesteps lie on each other" in figure.caption
+    assert any(
+        len(set(line.get_xdata())) < len(line.get_xdata())
+        for axes in figure.axes
+        for line in axes.lines
+    )
 
 
 @pytest.mark.parametrize("name", ["pipe", "v_pipe"])

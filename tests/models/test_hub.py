@@ -470,6 +470,14 @@ class TestLoras:
             assert fetch_lora(place) == place
         assert hub.requests == []
 
+    @pytest.mark.parametrize("kind", [str, Path])
+    def test_a_folder_stands_for_the_file_in_it(self, kind: type, hub: Hub, tmp_path: Path) -> None:
+        place = kind(tmp_path)
+        assert fetch_lora(place) == place
+        (tmp_path / self.FILE).write_bytes(b"lora")
+        assert fetch_lora(place) == tmp_path / self.FILE
+        assert hub.requests == []
+
     def test_it_must_be_a_lora(self, hub: Hub, pipe: LatentPipeline) -> None:
         hub.files |= {self.FILE: b"no safetensors"}
         with pytest.raises(ModelError, match="pytorch_lora_weights"):

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from ldm_toolkit.errors import ModelError
 from ldm_toolkit.storybook import scenes
-from ldm_toolkit.storybook.judge import ATTRIBUTES, SIDE, Judge, JudgeNet, prepare
+from ldm_toolkit.storybook.judge import ATTRIBUTES, SIDE, Judge, JudgeNet, labels, prepare
 from ldm_toolkit.storybook.render import render
 from ldm_toolkit.storybook.spoiled import SPOILED, spoil
 
@@ -78,3 +78,16 @@ def test_spoiled_pictures_are_pure_functions(kind):
     assert (first.size, first.mode) == ((48, 48), "RGB")
     assert first.tobytes() == spoil(kind, 3, 48).tobytes()
     assert len({spoil(kind, seed, 48).tobytes() for seed in range(6)}) == 6
+
+
+def test_the_judge_in_the_package_knows_held_out_scenes_and_refuses_the_rest():
+    judge = Judge.load()
+    drawn = [scenes.sample_scene(71, index, "test") for index in range(150)]
+    verdicts = judge.verdicts([render(one, 256) for one in drawn])
+    for name in ATTRIBUTES:
+        right = sum(v.values[name] == labels(s)[name] for v, s in zip(verdicts, drawn, strict=True))
+        assert right >= 0.95 * len(drawn), name
+    assert sum(one.valid for one in verdicts) >= 0.95 * len(drawn)
+    for kind in SPOILED:
+        bad = judge.verdicts([spoil(kind, 5000 + k, SIDE, "test") for k in range(30)])
+        assert sum(not one.valid for one in bad) >= 27, kind
