@@ -29,8 +29,13 @@ _log = logging.getLogger(__name__)
 # keep from step to step.
 PredictBeside = Callable[
     [
-        *(Components, torch.Tensor | None, torch.Tensor, torch.Tensor),
-        *(Conditioning, StepInfo, dict[str, Any]),
+        Components,
+        torch.Tensor | None,
+        torch.Tensor,
+        torch.Tensor,
+        Conditioning,
+        StepInfo,
+        dict[str, Any],
     ],
     torch.Tensor,
 ]

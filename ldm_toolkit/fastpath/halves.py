@@ -93,7 +93,8 @@ class Halves(nn.Module):
     ) -> Tensor:
         """The up layers first to last - 1; each takes the last of ``skips`` away."""
         odd = any(side % self._factor for side in skips[0].shape[2:])
-        for layer in list(self.up)[first:last]:
+        layers: list[Any] = list(self.up)[first:last]
+        for layer in layers:
             x = layer(torch.cat([x, skips.pop()], dim=1), time, text)
             if layer.upsampler is not None:
                 x = layer.upsampler(x, skips[-1].shape[2:] if odd else None)
