@@ -4,14 +4,14 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from ldm_toolkit.errors import LdmToolkitError, UserError
 
-__all__ = ["check_compiler", "compile_networks", "explained"]
+__all__ = ["check_compiler", "compile_networks", "compiled", "explained"]
 
 _log = logging.getLogger(__name__)
 # One for each shape: sizes, batches, guided or not, LoRAs. Beyond, torch goes back to eager.
@@ -28,10 +28,18 @@ def compile_networks(unet: Any, vae: Any, device: torch.device) -> None:
     check_compiler(device)
     _tell_times()
     torch._dynamo.config.recompile_limit = max(_MOST_VERSIONS, torch._dynamo.config.recompile_limit)
-    options = {"freezing": True} if device.type == "cpu" else None
     for network in (unet, vae.encoder, vae.decoder):
         if network._compiled_call_impl is None:
-            network.compile(dynamic=False, options=options)
+            network.compile(dynamic=False, options=_options(device))
+
+
+def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """A function of a network's layers, compiled like a network at its first call."""
+    return torch.compile(function, dynamic=False, options=_options(device))
+
+
+def _options(device: torch.device) -> dict[str, Any] | None:
+    return {"freezing": True} if device.type == "cpu" else None
 
 
 def check_compiler(device: torch.device) -> None:

@@ -16,7 +16,7 @@ from ldm_toolkit.errors import NumericalError, UserError
 from ldm_toolkit.guidance import Guidance
 from ldm_toolkit.prompts import Conditioning
 
-__all__ = ["Blend", "Predict", "Preview", "Step", "StepInfo", "denoise", "predicted_original"]
+__all__ = ["Blend", "Predict", "Show", "Step", "StepInfo", "denoise", "predicted_original"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class StepInfo:
 # The UNet as a function (model input, timestep, conditioning, step) -> prediction in any dtype:
 # (B, C, h, w) in, (2B, C, h, w) out when step.guided (negative half first), else (B, C, h, w).
 Predict = Callable[[torch.Tensor, torch.Tensor, Conditioning, StepInfo], torch.Tensor]
-Preview = Callable[[torch.Tensor], list[Image.Image]]
+# Latents (B, C, h, w) -> pictures.
+Show = Callable[[torch.Tensor], list[Image.Image]]
 # What a step left and the next timestep (None after the last) -> what the next step gets.
 Blend = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -51,23 +52,30 @@ class Step:
     sigma: float
     latents: torch.Tensor = field(repr=False)
     denoised: torch.Tensor = field(repr=False)
-    _preview: Preview | None = field(default=None, repr=False, compare=False)
+    _preview: Show | None = field(default=None, repr=False, compare=False)
+    _decode: Show | None = field(default=None, repr=False, compare=False)
 
     def first(self, count: int) -> "Step":
         """The same step of the first ``count`` pictures of the batch."""
         return replace(self, latents=self.latents[:count], denoised=self.denoised[:count])
 
     def previews(self) -> list[Image.Image]:
-        """The predicted pictures, one a picture of the batch."""
-        if self._preview is None:
-            raise UserError("this loop was started without a preview function")
-        return self._preview(self.denoised)
+        """The predicted pictures, one a picture of the batch: soft, and nearly for nothing."""
+        return _asked(self._preview)(self.denoised)
 
     def preview(self) -> Image.Image:
-        """The predicted picture of the first in the batch."""
-        if self._preview is None:
-            raise UserError("this loop was started without a preview function")
-        return self._preview(self.denoised[:1])[0]
+        """The predicted picture of the first in the batch, as ``previews``."""
+        return _asked(self._preview)(self.denoised[:1])[0]
+
+    def decoded(self) -> Image.Image:
+        """The predicted picture of the first in the batch, by the VAE: the price of some steps."""
+        return _asked(self._decode)(self.denoised[:1])[0]
+
+
+def _asked(show: Show | None) -> Show:
+    if show is None:
+        raise UserError("this loop was started without a preview function")
+    return show
 
 
 def denoise(
@@ -77,7 +85,8 @@ def denoise(
     conditioning: Conditioning,
     guidance: Guidance,
     generators: Sequence[torch.Generator],
-    preview: Preview | None = None,
+    preview: Show | None = None,
+    decode: Show | None = None,
     *,
     begin: int = 0,
     eta: float = 0.0,
@@ -112,7 +121,7 @@ def denoise(
         if not torch.isfinite(latents).all():  # a sync point; a black picture costs more
             raise NumericalError(_nonfinite(evaluation + 1, total, raw.dtype))
         ratio = sigma / alpha if alpha else math.inf
-        yield Step(evaluation, total, float(timestep), ratio, latents, denoised, preview)
+        yield Step(evaluation, total, float(timestep), ratio, latents, denoised, preview, decode)
 
 
 def predicted_original(

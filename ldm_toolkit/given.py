@@ -18,11 +18,22 @@ from ldm_toolkit.images import pixels_sha256, to_rgb
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.recipe import GenerateOptions, Inputs, ModelDefaults, Recipe
 
-__all__ = ["Given", "batch_of", "frame_options", "prompt_list", "seed_list", "warn_if_small"]
+__all__ = [
+    "OPTIONS",
+    "Given",
+    "batch_of",
+    "frame_options",
+    "prompt_list",
+    "seed_list",
+    "warn_if_small",
+]
 
 _log = logging.getLogger(__name__)
 # Share of the model's own side below which pictures fall apart.
 _SMALL = 0.6
+
+OPTIONS = tuple(field.name for field in dataclasses.fields(GenerateOptions))
+"""What a call may be asked of each of its pictures."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +163,10 @@ def frame_options(options: Mapping[str, Any]) -> GenerateOptions:
 
     Raises UserError, also for what only a call takes, such as an image.
     """
-    fields = [field.name for field in dataclasses.fields(GenerateOptions)]
-    known = [name for name in fields if name not in ("prompt", "seed", "strength")]
+    known = [name for name in OPTIONS if name not in ("prompt", "seed", "strength")]
     problems = [
-        f"interpolate takes no {name!r:.80}{suggestion(name, [*known, 'prompts', 'seeds'])}"
+        f"interpolate takes no {name!r:.80}"
+        + (suggestion(name, ["prompts", "seeds"]) or suggestion(name, known))
         for name in options
         if name not in known
     ]

@@ -25,9 +25,18 @@ __all__ = ["Room"]
 
 _log = logging.getLogger(__name__)
 
-# The networks, inpainting mask and picture (or None), then what Predict takes.
+# The networks, inpainting mask and picture (or None), what Predict takes, and what these pictures
+# keep from step to step.
 PredictBeside = Callable[
-    [Components, torch.Tensor | None, torch.Tensor, torch.Tensor, Conditioning, StepInfo],
+    [
+        Components,
+        torch.Tensor | None,
+        torch.Tensor,
+        torch.Tensor,
+        Conditioning,
+        StepInfo,
+        dict[str, Any],
+    ],
     torch.Tensor,
 ]
 
@@ -75,7 +84,11 @@ class Room:
             steps = again()
 
     def fitted(self, predict: PredictBeside, beside: torch.Tensor | None) -> Predict:
-        """The UNet over as many pictures at once as ``steps`` found memory for."""
+        """The UNet over as many pictures at once as ``steps`` found memory for.
+
+        What it keeps from step to step belongs to this one run and to each part of its pictures.
+        """
+        kept: dict[tuple[int, ...], dict[str, Any]] = {}
 
         def over_parts(
             latents: torch.Tensor,
@@ -92,6 +105,7 @@ class Room:
                     timestep,
                     conditioning.part(part),
                     step,
+                    kept.setdefault(tuple(part), {}),
                 )
                 for part in parts
             ]

@@ -1,6 +1,6 @@
 """The parts of a pipeline, for people who write their own loop."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ldm_toolkit.given import prompt_list
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.recipe import ModelDefaults
 
-__all__ = ["Parts", "predict"]
+__all__ = ["Evaluate", "Parts", "predict"]
 
 
 class Parts:
@@ -73,6 +73,13 @@ class Parts:
         return latents_.latents_to_pil(latents, self.components)
 
 
+# An evaluation of the UNet that may reuse what earlier ones of the run left in the dictionary:
+# (components, model input, timestep, embeddings, step, dictionary) -> prediction.
+Evaluate = Callable[
+    [Components, torch.Tensor, torch.Tensor, torch.Tensor, StepInfo, dict[str, Any]], torch.Tensor
+]
+
+
 def predict(
     components: Components,
     beside: torch.Tensor | None,
@@ -80,11 +87,25 @@ def predict(
     timestep: torch.Tensor,
     conditioning: prompts_.Conditioning,
     step: StepInfo,
+    kept: dict[str, Any],
+    evaluate: Evaluate | None = None,
 ) -> torch.Tensor:
-    """The UNet as the loop wants it: both halves in one batch when guided."""
+    """The UNet as the loop wants it: both halves in one batch when guided.
+
+    ``evaluate`` stands in for calling the UNet, and gets ``kept``.
+    """
     seen = latents if beside is None else torch.cat([latents, beside], dim=1)
     doubled = torch.cat([seen, seen]) if step.guided else seen
-    return _unet(components, doubled, timestep, conditioning.batch(step.guided))
+    embeddings = conditioning.batch(step.guided)
+    if evaluate is None:
+        return _unet(components, doubled, timestep, embeddings)
+    return _unet(
+        components,
+        doubled,
+        timestep,
+        embeddings,
+        lambda x, time, text: evaluate(components, x, time, text, step, kept),
+    )
 
 
 @torch.no_grad()
@@ -93,6 +114,7 @@ def _unet(
     latents: torch.Tensor,
     timestep: torch.Tensor | float,
     embeddings: torch.Tensor,
+    call: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """One UNet evaluation in the model's dtype and memory format."""
     model_input = latents.to(components.device, components.dtype)
@@ -102,5 +124,7 @@ def _unet(
     if not isinstance(timestep, torch.Tensor):  # a compiled network is made anew for a number
         timestep = torch.tensor(timestep, device=components.device)
     with explained():
+        if call is not None:
+            return call(model_input, timestep, embeddings).contiguous()
         prediction = components.unet(model_input, timestep, embeddings, return_dict=False)[0]
     return prediction.contiguous()

@@ -4,6 +4,7 @@ A pipeline holds models and nothing that a call changes, so two streams can run 
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,20 @@ from ldm_toolkit import schedulers
 from ldm_toolkit.compilation import compile_networks
 from ldm_toolkit.denoise import Step, denoise
 from ldm_toolkit.errors import UserError
+from ldm_toolkit.fastpath.reuse import Reuse
 from ldm_toolkit.given import Given
 from ldm_toolkit.guidance import Guidance
-from ldm_toolkit.hardware import cpu_capability, set_attention, versions
+from ldm_toolkit.hardware import set_attention
 from ldm_toolkit.memory import Room
 from ldm_toolkit.models import adapters, exchange
 from ldm_toolkit.models.components import Components, sharing_copy
 from ldm_toolkit.models.identity import DEFAULT_MODEL, ModelIdentity
 from ldm_toolkit.models.load import load_components
+from ldm_toolkit.options import GenerateOptions
 from ldm_toolkit.parts import Parts, predict
-from ldm_toolkit.recipe import MAX_SEED, Execution, GenerateOptions, Recipe, resolve
+from ldm_toolkit.planning import plan
+from ldm_toolkit.preview import preview
+from ldm_toolkit.recipe import Recipe
 from ldm_toolkit.run import Result, Run
 
 __all__ = ["LatentPipeline"]
@@ -142,7 +147,11 @@ class LatentPipeline(Parts):
         images_per_prompt: int = 1,
         scheduler: str | None = None,
         guidance_rescale: float | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_interval: tuple[float, float] | None = None,
+        speed: str = "exact",
+        reuse_every: int | None = None,
+        reuse_depth: int | None = None,
+        reuse_power: float | None = None,
         clip_skip: int = 0,
         eta: float = 0.0,
         image: Image.Image | None = None,
@@ -175,7 +184,11 @@ class LatentPipeline(Parts):
         images_per_prompt: int = 1,
         scheduler: str | None = None,
         guidance_rescale: float | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_interval: tuple[float, float] | None = None,
+        speed: str = "exact",
+        reuse_every: int | None = None,
+        reuse_depth: int | None = None,
+        reuse_power: float | None = None,
         clip_skip: int = 0,
         eta: float = 0.0,
         image: Image.Image | None = None,
@@ -193,27 +206,17 @@ class LatentPipeline(Parts):
         mask are brought to the pictures' size. ``latents`` (B, C, h, w) take the place of the
         first noise. Fewer pictures than ``batch_size`` are computed as that many, so that they
         have the bits of a full batch. ``vae_tiling``: in tiles or not, where the size does not
-        decide. Raises UserError.
+        decide. ``speed`` names a preset of what is reused from step to step. Raises UserError.
         """
+        said = {key: value for key, value in locals().items() if key in given_.OPTIONS}
         texts = given_.prompt_list(prompt, images_per_prompt)
         seeds = given_.seed_list(seed, len(texts))
-        options = GenerateOptions(
-            prompt=texts[0],
-            negative_prompt=negative_prompt,
-            steps=steps,
-            guidance=guidance,
-            seed=seeds[0] if seeds is not None else seed,  # type: ignore[arg-type]
-            width=width,
-            height=height,
-            scheduler=scheduler,
-            guidance_rescale=guidance_rescale,
-            guidance_interval=guidance_interval,
-            clip_skip=clip_skip,
-            eta=eta,
-            strength=strength,
-        )
+        said |= {"prompt": texts[0], "seed": seeds[0] if seeds is not None else seed}
+        options = GenerateOptions(**said)
         given = Given.of(image, mask, latents)
-        recipes = self._recipes(texts, seeds, options, given, batch_size, vae_tiling)
+        recipes = plan(
+            self.components, self._defaults, texts, options, given, seeds, batch_size, vae_tiling
+        )
         return self._run(recipes, given)
 
     def interpolate(
@@ -256,7 +259,7 @@ class LatentPipeline(Parts):
         runs = []
         for at in (left, left + 1):
             asked = dataclasses.replace(shared, prompt=texts[at], seed=seeds[at])
-            runs += self._recipes([texts[at]], None, asked, Given())
+            runs += plan(self.components, self._defaults, [texts[at]], asked, Given())
         first, second = runs
         noise = latents_.slerp(
             self.initial_noise(first.seed, first.width, first.height),
@@ -268,66 +271,6 @@ class LatentPipeline(Parts):
         for _ in run:
             pass
         return run.result.images[0]
-
-    def _recipes(
-        self,
-        texts: list[str],
-        seeds: list[int] | None,
-        options: GenerateOptions,
-        given: Given,
-        batch_size: int | None = None,
-        vae_tiling: bool | None = None,
-    ) -> list[Recipe]:
-        """The complete recipe of every picture."""
-        wanted = options.scheduler if options.scheduler is not None else self._defaults.scheduler
-        name = schedulers.resolve_name(wanted, classes=True)
-        config = self.components.scheduler_config
-        most = schedulers.max_steps(name, config)
-        if options.steps > most:
-            raise UserError(f"steps must be at most {most} with {name}, not {options.steps}")
-        if options.eta and not schedulers.takes_eta(name):
-            raise UserError(f"{name} knows no eta; ddim and tcd do")
-        settings = schedulers.json_config(schedulers.create(name, config))
-        execution = self._execution(settings, given_.batch_of(batch_size, len(texts)), vae_tiling)
-        first = resolve(
-            dataclasses.replace(options, scheduler=name),
-            self._defaults,
-            execution,
-            given.inputs(self.components, len(texts)),
-        )
-        given_.warn_if_small(first.width, first.height, self._defaults)
-        if seeds is None:
-            seeds = [first.seed + index for index in range(len(texts))]
-        recipes = [
-            dataclasses.replace(first, prompt=text, seed=seed, latents_sha256=digest)
-            for text, seed, digest in zip(texts, seeds, given.digests(len(texts)), strict=True)
-        ]
-        if max(seeds) > MAX_SEED:
-            highest = MAX_SEED - len(texts) + 1
-            raise UserError(f"seed must be at most {highest} for {len(texts)} images")
-        return recipes
-
-    def _execution(
-        self, scheduler_config: dict[str, Any], batch_size: int, vae_tiling: bool | None
-    ) -> Execution:
-        """The part of a recipe that model and machine give."""
-        components = self.components
-        return Execution(
-            scheduler_config=scheduler_config,
-            model=components.identity.as_dict(),
-            dtype=str(components.dtype).removeprefix("torch."),
-            device=components.device.type,
-            cpu_capability=cpu_capability(),
-            threads=torch.get_num_threads(),
-            memory_format=components.memory_format,
-            batch_size=batch_size,
-            attention=components.attention,
-            vae_tiling=vae_tiling,
-            compile=components.compiled,
-            loras=[dataclasses.asdict(lora) for lora in components.loras],
-            embeddings=[dataclasses.asdict(embedding) for embedding in components.embeddings],
-            versions=dict(versions()),
-        )
 
     def _conditioning(self, recipes: list[Recipe]) -> prompts_.Conditioning:
         """The text embeddings of recipes."""
@@ -354,6 +297,7 @@ class LatentPipeline(Parts):
         missing = first.batch_size - len(recipes)
         batch = [*recipes, *[recipes[-1]] * missing]
         shared = conditioning if conditioning is not None else self._conditioning(batch)
+        reuse = Reuse.of(first)
         room = Room(
             components, first.batch_size, tiled=first.vae_tiling, sliced=self._with_sliced_attention
         )
@@ -365,12 +309,13 @@ class LatentPipeline(Parts):
             generators = latents_.make_generators([recipe.seed for recipe in batch])
             start = given.start(solver, first, components, generators)
             steps = denoise(
-                room.fitted(predict, start.beside),
+                room.fitted(functools.partial(predict, evaluate=reuse), start.beside),
                 solver,
                 start.latents,
                 shared,
                 Guidance.of(first),
                 generators,
+                lambda latents: preview(latents, components),
                 room.decode,
                 begin=start.begin,
                 eta=first.eta,

@@ -55,11 +55,9 @@ class Row:
 def kind_of(name: str) -> type:
     """int, float, str or tuple: what a field of GenerateOptions holds when it is given."""
     hint = typing.get_type_hints(GenerateOptions)[name]
-    if typing.get_origin(hint) is tuple:
-        return tuple
     members = [member for member in typing.get_args(hint) if member is not type(None)]
     kind: type = members[0] if members else hint
-    return kind
+    return typing.get_origin(kind) or kind
 
 
 def sound_options(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -13,6 +13,16 @@ from typing import Any
 
 from ldm_toolkit.errors import UserError, suggestion
 from ldm_toolkit.infotext import infotext
+from ldm_toolkit.options import (
+    MAX_LAYERS,
+    MAX_SEED,
+    MAX_SIDE,
+    MAX_STEPS,
+    GenerateOptions,
+    interval_problem,
+    power_problem,
+)
+from ldm_toolkit.speed import PRESETS
 from ldm_toolkit.values import number_problem, range_problem, strict_json, text_problem
 
 __all__ = [
@@ -25,73 +35,10 @@ __all__ = [
     "resolve",
 ]
 
-MAX_SEED = 2**63 - 1
-MAX_SIDE = 8192
-MAX_STEPS = 1000
-MAX_LAYERS = 64
 # Pixels of a picture beyond which the VAE works in tiles: it needs 2 KB a pixel in float32.
 TILED_FROM = 1536 * 1536
 _MAX_JSON = 1 << 20
 _MAX_DEPTH = 16
-
-
-def _help(text: str, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field with its help text."""
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
-    """What a user asked for, one picture; None where nothing was said.
-
-    Raises UserError that names every wrong option at once.
-    """
-
-    prompt: str = _help("what the picture shows")
-    negative_prompt: str = _help("what the picture must not show", "")
-    steps: int = _help("denoising steps; more is slower and finer", 50)
-    guidance: float = _help("how strictly the picture follows the prompt; 1 switches it off", 7.5)
-    seed: int | None = _help("number that fixes the noise; drawn at random when not given", None)
-    width: int | None = _help("width in pixels; the model's own when not given", None)
-    height: int | None = _help("height in pixels; the model's own when not given", None)
-    scheduler: str | None = _help("solver, see --list-schedulers; the model's own by default", None)
-    guidance_rescale: float | None = _help(
-        "pull a guided picture's contrast back, 0 to 1 (Lin et al. 2023)", None
-    )
-    guidance_interval: tuple[float, float] = _help(
-        "guide only from START up to STOP, fractions of the steps (Kynkäänniemi et al. 2024)",
-        (0.0, 1.0),
-    )
-    clip_skip: int = _help("leave out the last N layers of the text encoder", 0)
-    eta: float = _help("share of fresh noise in each step, for ddim and tcd; 0 is none", 0.0)
-    strength: float | None = _help(
-        "how far an image is redrawn, 0 to 1; 0.75 by default, 1 with a mask", None
-    )
-
-    def __post_init__(self) -> None:
-        if isinstance(self.guidance_interval, list):
-            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
-        problems = text_problem("prompt", self.prompt)
-        problems += text_problem("negative_prompt", self.negative_prompt)
-        problems += range_problem("steps", self.steps, 1, MAX_STEPS)
-        problems += number_problem("guidance", self.guidance, 1000)
-        if self.seed is not None:
-            problems += range_problem("seed", self.seed, 0, MAX_SEED)
-        for name in ("width", "height"):
-            value = getattr(self, name)
-            if value is not None:
-                problems += range_problem(name, value, 1, MAX_SIDE)
-        if self.scheduler is not None and not isinstance(self.scheduler, str):
-            kind = type(self.scheduler).__name__
-            problems.append(f"scheduler must be a name, not {kind}")
-        for name in ("guidance_rescale", "strength"):
-            if getattr(self, name) is not None:
-                problems += number_problem(name, getattr(self, name), 1)
-        problems += _interval_problem(self.guidance_interval)
-        problems += range_problem("clip_skip", self.clip_skip, 0, MAX_LAYERS)
-        problems += number_problem("eta", self.eta, 1)
-        if problems:
-            raise UserError("; ".join(problems))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +90,11 @@ class Inputs:
 class Recipe:
     """Everything that makes one picture again; plain data, safe to read from a stranger's file.
 
-    ``model`` holds name, revision and hashes. ``pixels_sha256`` is the hash of the finished
-    picture's RGB pixels, None before it exists, ``encoded_sha256`` that of what a JPEG makes of
-    them; the other hashes are of inputs, None where there was none. ``vae_slicing``: the VAE took
-    one picture at a time, as it always does.
+    ``speed`` is the name that was asked for; what it stood for is in the fields behind it and the
+    guidance's interval. ``model`` holds name, revision and hashes. ``pixels_sha256`` is the hash of
+    the finished picture's RGB pixels, None before it exists, ``encoded_sha256`` that of what a JPEG
+    makes of them; the other hashes are of inputs, None where there was none. ``vae_slicing``: the
+    VAE took one picture at a time, as it always does.
     Raises UserError for wrong types.
     """
 
@@ -171,6 +119,10 @@ class Recipe:
     attention: str
     versions: dict[str, str]
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    speed: str = "exact"
+    reuse_every: int = 1
+    reuse_depth: int = 1
+    reuse_power: float = 1.0
     clip_skip: int = 0
     eta: float = 0.0
     strength: float | None = None
@@ -267,7 +219,10 @@ def resolve(
     if execution.vae_tiling is None:
         machine["vae_tiling"] = width * height > TILED_FROM
     rescale = options.guidance_rescale
-    start, stop = options.guidance_interval
+    preset = dataclasses.asdict(PRESETS[options.speed])
+    asked = {name: getattr(options, name) for name in preset}
+    fast = preset | {name: value for name, value in asked.items() if value is not None}
+    start, stop = fast.pop("guidance_interval")
     return Recipe(
         prompt=options.prompt,
         negative_prompt=options.negative_prompt,
@@ -279,6 +234,8 @@ def resolve(
         width=width,
         height=height,
         guidance_interval=(float(start), float(stop)),
+        speed=options.speed,
+        **fast,
         clip_skip=options.clip_skip,
         eta=float(options.eta),
         strength=float(strength) if strength is not None else None,
@@ -304,21 +261,6 @@ def _size(options: GenerateOptions, defaults: ModelDefaults, inputs: Inputs) -> 
     return width, height
 
 
-def _interval_problem(value: object) -> list[str]:
-    """A line about a guidance interval that is no (start, stop) within 0 and 1, or nothing."""
-    if (
-        isinstance(value, tuple)
-        and len(value) == 2
-        and not any(number_problem("", end, 1) for end in value)
-        and value[0] <= value[1]
-    ):
-        return []
-    return [
-        "guidance_interval must be (start, stop), fractions of the steps with "
-        f"0 <= start <= stop <= 1, not {value!r:.80}"
-    ]
-
-
 def _size_problem(name: str, value: int, multiple: int) -> list[str]:
     if value % multiple == 0:
         return []
@@ -335,6 +277,7 @@ _TEXTS = (
     "cpu_capability",
     "memory_format",
     "attention",
+    "speed",
 )
 _WHOLES = {
     "schema": (1, 1),
@@ -345,6 +288,8 @@ _WHOLES = {
     "threads": (1, 1 << 16),
     "batch_size": (1, 1 << 16),
     "clip_skip": (0, MAX_LAYERS),
+    "reuse_every": (1, MAX_STEPS),
+    "reuse_depth": (1, MAX_STEPS),
 }
 
 
@@ -359,7 +304,8 @@ def _recipe_problems(recipe: Recipe) -> list[str]:
         problems += number_problem(name, getattr(recipe, name), high)
     if recipe.strength is not None:
         problems += number_problem("strength", recipe.strength, 1)
-    problems += _interval_problem(recipe.guidance_interval)
+    problems += interval_problem(recipe.guidance_interval)
+    problems += power_problem(recipe.reuse_power)
     for name in ("compile", "vae_slicing", "vae_tiling"):
         if type(getattr(recipe, name)) is not bool:
             problems.append(f"{name} must be true or false")

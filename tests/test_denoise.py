@@ -144,6 +144,6 @@ def test_preview_without_a_function() -> None:
         make_generators([1]),
     )
     step = next(run)
-    for call in (step.preview, step.previews):
+    for call in (step.preview, step.previews, step.decoded):
         with pytest.raises(UserError, match="without a preview"):
             call()

@@ -121,10 +121,10 @@ class TestRun:
         assert [image.size for image in step.previews()] == [(64, 64)] * 2
         assert step.preview().tobytes() == step.previews()[0].tobytes()
 
-    def test_last_preview_is_the_picture(self, pipe: LatentPipeline) -> None:
+    def test_the_last_step_decoded_is_the_picture(self, pipe: LatentPipeline) -> None:
         run = pipe.stream(PROMPT, steps=3, seed=1, scheduler="euler")
         last = list(run)[-1]
-        difference = np.asarray(last.preview(), int) - np.asarray(run.result.images[0], int)
+        difference = np.asarray(last.decoded(), int) - np.asarray(run.result.images[0], int)
         assert np.abs(difference).max() <= 1
 
     def test_steps_are_frozen(self, pipe: LatentPipeline) -> None:

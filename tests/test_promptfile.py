@@ -76,7 +76,8 @@ class TestFormats:
         row = {
             "prompt": "a", "negative": "b", "steps": 3, "guidance": 2, "seed": 4, "width": 64,
             "height": 72, "scheduler": "Euler a", "guidance_rescale": 0.5, "eta": 0.1,
-            "guidance_interval": [0.1, 0.9], "clip_skip": 1, "strength": 0.4,
+            "guidance_interval": [0.1, 0.9], "clip_skip": 1, "strength": 0.4, "speed": "fast",
+            "reuse_every": 2, "reuse_depth": 1, "reuse_power": 1.5,
             "image": "in.png", "mask": "in.png",
         }  # fmt: skip
         assert {"negative_prompt" if key == "negative" else key for key in row} == set(COLUMNS)

@@ -228,7 +228,7 @@ def _save_intermediates(steps: "Iterable[Step]", folder: Path, every: int) -> No
         number = step.index + 1
         if number % every and number != step.total:
             continue
-        picture = step.preview()
+        picture = step.decoded()
         save_image(picture, folder / f"step-{number:04d}.png", overwrite=True)
         picture.thumbnail((192, 192))
         thumbnails.append(picture)

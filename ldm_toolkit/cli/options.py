@@ -348,8 +348,8 @@ def flag(name: str) -> str:
 
 
 def _metavar(name: str) -> str:
-    kinds = {"negative_prompt": "TEXT", "scheduler": "NAME", "width": "PIXELS", "height": "PIXELS"}
-    kinds["guidance_interval"] = "START,STOP"
+    kinds = {"negative_prompt": "TEXT", "scheduler": "NAME", "speed": "NAME"}
+    kinds |= {"width": "PIXELS", "height": "PIXELS", "guidance_interval": "START,STOP"}
     return kinds.get(name, "N" if kind_of(name) is int else "X")
 
 

@@ -52,7 +52,7 @@ class Observed:
     @functools.cached_property
     def previews(self) -> tuple[Image.Image, ...]:
         """The predicted x_0 of ``shown``, decoded."""
-        return tuple(self.steps[place].preview() for place in self.shown)
+        return tuple(self.steps[place].decoded() for place in self.shown)
 
     def alpha_bar(self, place: int) -> Tensor:
         """How much of the squared x_t is signal at an evaluation; a scalar."""

@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ldm_toolkit.errors import LdmToolkitError
 from ldm_toolkit.training import prepare
 from ldm_toolkit.training.advice import warn_of_size
+from ldm_toolkit.training.attention import suit_attention
 from ldm_toolkit.training.auto_batch import fitted
 from ldm_toolkit.training.autoencoder import keep_colour_, pass_colour_, standardise_latents_
 from ldm_toolkit.training.begin import begin
@@ -211,6 +212,7 @@ def train_unet(
 
     found = prepare.unet_inputs(config, kind, parts, tokenizer, accelerator, untrained, draw_class)
     unet = _fresh_or_loaded(config, base)
+    suit_attention(unet)
     method = kind(unet, config, scheduler_config=scheduler_config, **found.given)
     config = fitted(method, config, accelerator)
     if accelerator.is_main_process and trained_parts:

@@ -1,0 +1,98 @@
+"""From what was asked of a model to the recipe of every picture."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ldm_toolkit import given as given_
+from ldm_toolkit import schedulers
+from ldm_toolkit.errors import UserError
+from ldm_toolkit.fastpath.halves import most_depth
+from ldm_toolkit.given import Given
+from ldm_toolkit.hardware import cpu_capability, versions
+from ldm_toolkit.models.components import Components
+from ldm_toolkit.options import MAX_SEED, GenerateOptions
+from ldm_toolkit.recipe import Execution, ModelDefaults, Recipe, resolve
+
+__all__ = ["plan"]
+
+
+def plan(
+    components: Components,
+    defaults: ModelDefaults,
+    texts: Sequence[str],
+    options: GenerateOptions,
+    given: Given,
+    seeds: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    vae_tiling: bool | None = None,
+) -> list[Recipe]:
+    """The complete recipes of one call, one a text; all contradictions with the model are told.
+
+    Raises UserError.
+    """
+    wanted = options.scheduler if options.scheduler is not None else defaults.scheduler
+    name = schedulers.resolve_name(wanted, classes=True)
+    config = components.scheduler_config
+    most = schedulers.max_steps(name, config)
+    if options.steps > most:
+        raise UserError(f"steps must be at most {most} with {name}, not {options.steps}")
+    if options.eta and not schedulers.takes_eta(name):
+        raise UserError(f"{name} knows no eta; ddim and tcd do")
+    settings = schedulers.json_config(schedulers.create(name, config))
+    first = resolve(
+        dataclasses.replace(options, scheduler=name),
+        defaults,
+        _execution(components, settings, given_.batch_of(batch_size, len(texts)), vae_tiling),
+        given.inputs(components, len(texts)),
+    )
+    given_.warn_if_small(first.width, first.height, defaults)
+    _check_reuse(first, components)
+    if seeds is None:
+        seeds = [first.seed + index for index in range(len(texts))]
+    recipes = [
+        dataclasses.replace(first, prompt=text, seed=seed, latents_sha256=digest)
+        for text, seed, digest in zip(texts, seeds, given.digests(len(texts)), strict=True)
+    ]
+    if max(seeds) > MAX_SEED:
+        highest = MAX_SEED - len(texts) + 1
+        raise UserError(f"seed must be at most {highest} for {len(texts)} images")
+    return recipes
+
+
+def _check_reuse(recipe: Recipe, components: Components) -> None:
+    """Whether the model's UNet can be cut as a recipe wants it. Raises UserError."""
+    if recipe.reuse_every == 1:
+        return
+    most = most_depth(components.unet)
+    if recipe.reuse_depth > most:
+        raise UserError(
+            f"reuse_depth must be from 1 to {most} with this model, not {recipe.reuse_depth}"
+        )
+
+
+def _execution(
+    components: Components,
+    scheduler_config: dict[str, Any],
+    batch_size: int,
+    vae_tiling: bool | None,
+) -> Execution:
+    """The part of a recipe that model and machine give."""
+    return Execution(
+        scheduler_config=scheduler_config,
+        model=components.identity.as_dict(),
+        dtype=str(components.dtype).removeprefix("torch."),
+        device=components.device.type,
+        cpu_capability=cpu_capability(),
+        threads=torch.get_num_threads(),
+        memory_format=components.memory_format,
+        batch_size=batch_size,
+        attention=components.attention,
+        vae_tiling=vae_tiling,
+        compile=components.compiled,
+        loras=[dataclasses.asdict(lora) for lora in components.loras],
+        embeddings=[dataclasses.asdict(embedding) for embedding in components.embeddings],
+        versions=dict(versions()),
+    )
