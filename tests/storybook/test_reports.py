@@ -1,16 +1,19 @@
 """The scripts that tell how good the bundled model is, on tiny models and made-up records."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ldm_toolkit.evaluation.intervals import share
+from ldm_toolkit.images import open_image
 from ldm_toolkit.storybook import scenes
-from ldm_toolkit.storybook.judge import Judge, JudgeNet
+from ldm_toolkit.storybook.judge import ATTRIBUTES, Judge, JudgeNet, Verdict
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "storybook"
 
@@ -38,6 +41,184 @@ def _is_ours(module):
 
 
 # --- what a text asks for ---
+
+
+def test_texts_are_read_as_they_were_written(script):
+    """Plain captions of scenes of which everything is known."""
+    named = script("by_eye").named
+    for index in range(400):
+        scene = scenes.sample_scene(3, index, "all")
+        shown = {"subject": scene.subject, "colour": scene.colour, "setting": scene.setting}
+        if scene.accessory is not None:
+            shown["accessory"] = scene.accessory
+        if scene.weather is not None:
+            shown["weather"] = scene.weather
+        if scene.size == "small":
+            shown["size"] = "small"
+        if scene.place != "middle":
+            shown["place"] = scene.place
+        assert named(scenes.canonical_caption(scene)) == shown
+
+
+def test_captions_of_all_kinds_are_read(script):
+    """What a caption names is found in it, however it says so."""
+    named = script("by_eye").named
+    for index in range(400):
+        scene = scenes.sample_scene(5, index, "all")
+        caption = scenes.caption(scene, 5)
+        found = named(caption.text)
+        for name in caption.mentions & {"subject", "colour", "accessory"}:
+            assert found.get(name) == getattr(scene, name), caption.text
+
+
+TEXTS = {
+    "a purple dog with a yellow scarf": {
+        "subject": "dog", "colour": "purple", "accessory": "scarf", "accessory_colour": "yellow",
+    },
+    "A gray Kitten wearing red sunglasses, at home": {
+        "subject": "cat", "colour": "grey", "accessory": "glasses", "accessory_colour": "red",
+        "setting": "room",
+    },
+    "a red car in the city at night": {
+        "subject": "car", "colour": "red", "setting": "city", "weather": "night",
+    },
+    "green bird with a crown at night": {
+        "subject": "bird", "colour": "green", "accessory": "crown", "setting": "night",
+    },
+    "a small white boat on the right at night": {
+        "subject": "boat", "colour": "white", "size": "small", "place": "right",
+        "setting": "night",
+    },
+    "something": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_texts_of_people(text, script):
+    assert script("by_eye").named(text) == TEXTS[text]
+
+
+def test_all_that_the_committed_prompts_ask_for_is_read(script):
+    by_eye = script("by_eye")
+    for line in by_eye.PROMPTS.read_text().splitlines():
+        asked = by_eye.named(line)
+        words = set(line.split()) & {*scenes.COLOURS, "black"}
+        assert "subject" in asked, line
+        assert words == {asked.get("colour"), asked.get("accessory_colour")} - {None}, line
+        for name, value in asked.items():
+            assert value in ATTRIBUTES[name], line
+
+
+def test_night_is_a_setting_and_a_time_of_day(script):
+    agreement = script("reporting").agreement
+    seen = {"subject": "boat", "setting": "beach", "weather": "night"}
+    assert agreement({"subject": "boat", "weather": "night"}, seen) == {
+        "subject": True, "weather": True,
+    }  # fmt: skip
+    assert agreement({"setting": "night"}, seen) == {"setting": True}
+    assert agreement({"setting": "night", "weather": "rain"}, seen) == {
+        "setting": False, "weather": False,
+    }  # fmt: skip
+    assert agreement({"weather": "night"}, {"setting": "night"}) == {"weather": True}
+    assert agreement({"setting": "night"}, {"setting": "beach"}) == {"setting": False}
+
+
+# --- pictures that are drawn ---
+
+FEW = ("--steps", 2)
+
+
+def test_a_report_of_phrases_goes_on_where_it_was(script, tiny_model, tmp_path, capsys):
+    phrases, judge, output = tmp_path / "p.jsonl", tmp_path / "judge.safetensors", tmp_path / "out"
+    torch.manual_seed(3)
+    Judge(JudgeNet("residual", (8, 16)), threshold=0.0).save(judge)
+    # An untrained judge sees the same in everything; so one of these is right, and one is wrong.
+    seen = Judge.load(judge).verdicts([Image.new("RGB", (64, 64), "grey")])[0].values["subject"]
+    other = next(one for one in ATTRIBUTES["subject"] if one != seen)
+    rows = [{"prompt": "a dog", "subject": seen}, {"prompt": "a cat", "subject": other}]
+    phrases.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--phrases", phrases, "--judge", judge, "--model", tiny_model, "--output", output]
+    script.run("phrases", *words, "--seeds", 2, *FEW)
+    told = capsys.readouterr().out
+    pictures = sorted((output / "drawn").glob("*.png"))
+    assert len(pictures) == 4
+    judged = [
+        verdict.values["subject"]
+        for verdict in Judge.load(judge).verdicts([open_image(path) for path in pictures])
+    ]
+    right = sum(one == seen for one in judged[:2]), sum(one == other for one in judged[2:])
+    assert f"| `a dog` | {seen} | {right[0]} of 2 |" in told
+    assert f"| `a cat` | {other} | {right[1]} of 2 |" in told
+    assert f"{100 * sum(right) / 4:.1f} (" in told
+    assert Image.open(output / "sheet.png").width > 4 * 192
+    before = [path.stat().st_mtime_ns for path in pictures]
+    script.run("phrases", *words, "--seeds", 2, *FEW)
+    assert capsys.readouterr().out == told
+    assert [path.stat().st_mtime_ns for path in pictures] == before
+
+
+def test_phrases_that_no_judge_could_judge_are_refused(script, tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "x", "subject": "dog"}\n{"prompt": "y", "subject": "unicorn"}\n')
+    with pytest.raises(SystemExit, match=r"p\.jsonl:2: nothing is judged by subject 'unicorn'"):
+        script("phrases").read_phrases(file)
+    phrases = script("phrases")
+    assert len(phrases.read_phrases(phrases.PHRASES)) == 40
+
+
+def test_what_is_wrong_with_a_phrase_is_told(script):
+    told = script("phrases").told
+    asked = {"subject": "dog", "setting": "night"}
+    values = {"subject": "cat", "setting": "beach", "weather": "night"}
+    assert told(asked, Verdict(True, values, {})) == "cat"
+    assert told(asked, Verdict(True, values | {"subject": "dog"}, {})) == ""
+    assert told(asked, Verdict(False, values, {})) == "refused"
+
+
+def test_pictures_for_the_eye_tell_nothing_of_their_prompts(script, tiny_model, tmp_path, capsys):
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "out"
+    lines = ["a red dog", "a blue cat", "a boat at night"]
+    prompts.write_text("\n".join(lines) + "\n")
+    words = ["--prompts", prompts, "--model", tiny_model, "--output", output, *FEW]
+    script.run("by_eye", *words)
+    key = json.loads((output / "key.json").read_text())
+    assert sorted(key.values()) == sorted(lines)
+    assert list(key) == sorted(key)
+    shown = sorted((output / "blind").iterdir())
+    assert [path.stem for path in shown] == sorted(key)
+    drawn = dict(zip(lines, sorted((output / "drawn").glob("*.png")), strict=True))
+    for path in shown:
+        assert open_image(path).tobytes() == open_image(drawn[key[path.stem]]).tobytes()
+        assert not any(line.encode() in path.read_bytes() for line in lines)
+    assert capsys.readouterr().out.splitlines() == [str(output / "sheet-1.png")]
+    script.run("by_eye", *words)  # names that were given stay
+    assert json.loads((output / "key.json").read_text()) == key
+    capsys.readouterr()
+
+    names = {prompt: name for name, prompt in key.items()}
+    answers = tmp_path / "answers.txt"
+    answers.write_text(
+        f"{names['a red dog']}: puppy, red\n\n{names['a blue cat']}: a blue lion\n"
+        f"{names['a boat at night']}: a ship on the beach in the dark\n"
+    )
+    script.run("by_eye", *words, "--answers", answers)
+    told = capsys.readouterr().out
+    assert told.startswith("2 of 3 agree in everything")
+    assert f"| {names['a blue cat']} | a blue cat | a blue lion | subject |" in told
+    assert names["a red dog"] not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("zz: a dog\n", "no picture is called 'zz'"), ("ab: a dog\n", "no answer for cd")],
+)
+def test_answers_that_do_not_fit_the_key(text, message, script, tmp_path):
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        script("by_eye").read_answers(tmp_path / "a.txt", {"ab": "a dog", "cd": "a cat"})
+
+
+# --- pages out of scores ---
 
 
 def test_the_threshold_accepts_what_it_should(script):
