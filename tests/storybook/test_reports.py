@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ldm_toolkit.evaluation.intervals import share
+from ldm_toolkit.evaluation.intervals import mean, share
 from ldm_toolkit.images import open_image
 from ldm_toolkit.storybook import scenes
 from ldm_toolkit.storybook.judge import ATTRIBUTES, Judge, JudgeNet, Verdict
@@ -219,6 +220,128 @@ def test_answers_that_do_not_fit_the_key(text, message, script, tmp_path):
 
 
 # --- pages out of scores ---
+
+
+def write_scores(folder, **others):
+    """scores.json as ldm-eval leaves it."""
+    scores = {"everything right": share(80, 100), "subject": share(96, 100)}
+    scores |= {name.replace("_", " "): one for name, one in others.items()}
+    told = {
+        "scores": {name: one.as_dict() for name, one in scores.items()},
+        "settings": {
+            "features_sha256": "a" * 64, "split": 1, "pictures": 100,
+            "second_judge_sha256": "b" * 64, "training_renders": 7, "training_seed": 4,
+        },
+        "notes": [],
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    text = json.dumps({"measures": {"adherence": told}})
+    (folder / "scores.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(("hits", "code"), [(77, 0), (83, 0), (84, 1), (76, 1)])
+def test_two_judges_agree_within_three_points(hits, code, script, tmp_path, capsys):
+    second = {"second judge: everything right": share(hits, 100)}
+    folder = write_scores(
+        tmp_path / "scores", **second, **{"second judge: subject": share(95, 100)}
+    )
+    assert script.run("judges", folder) == code
+    told = capsys.readouterr().out
+    assert f"| everything right | 80.0 (71.1 to 86.7) | {hits}.0 (" in told
+    assert f"| {hits - 80:+.1f} | 100 |" in told
+    assert "| -1.0 | 100 |" in told
+    assert ("more than 3 points in: everything right." in told) == bool(code)
+
+
+def test_a_second_judge_must_be_there(script, tmp_path):
+    folder = write_scores(tmp_path / "scores")
+    text = (folder / "scores.json").read_text().replace("second_judge_sha256", "x")
+    (folder / "scores.json").write_text(text)
+    with pytest.raises(SystemExit, match="no second judge"):
+        script.run("judges", folder)
+    with pytest.raises(SystemExit, match="no neighbours"):
+        script.run("memory", folder)
+
+
+def test_the_page_about_copies(script, tmp_path):
+    near = "nearest training render"
+    scores = {near: [1.0, 2.0], f"{near}, of renders": [2.0, 3.0], f"{near} by pixels": [0.1, 0.2],
+              f"{near} by pixels, of renders": [0.2, 0.4]}  # fmt: skip
+    folder = write_scores(tmp_path / "scores", **{name: mean(one) for name, one in scores.items()})
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (1600, 1700, 3), generator=rng, dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(folder / "nearest.png")
+    page, sheet = tmp_path / "docs" / "MEMORY.md", tmp_path / "assets" / "nearest.jpg"
+    page.parent.mkdir()
+    sheet.parent.mkdir()
+    script.run("memory", folder, "--page", page, "--sheet", sheet)
+    told = page.read_text()
+    assert "| the judge's features | 1.5 (0.52 to 2.48) | 2.5 (1.52 to 3.48) |" in told
+    assert "| pixels | 0.15 (" in told
+    assert "7 renders of a training with seed 4" in " ".join(told.split())
+    assert "](../assets/nearest.jpg)" in told
+    assert 100_000 < sheet.stat().st_size <= 300_000
+    assert Image.open(sheet).format == "JPEG"
+
+
+def write_run(folder, steps, **config):
+    """The records of a run of which the last steps were computed twice, after a kill."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"batch_size": 8, "seed": 3, **config}))
+    numbers = [*range(1, steps + 1), *range(steps - 4, steps + 1)]
+    lines = [{"step": n, "loss": 2.0 ** (-10 * n / steps), "seconds": 36.0} for n in numbers]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": ')
+    return folder
+
+
+def test_the_card_says_what_the_records_say(script, tiny_v_model, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_v_model, model)
+    (model / "ldm_toolkit.json").write_text('{"name": "storybook", "revision": "9"}')
+    runs = [
+        write_run(tmp_path / "text_2", 100, caption_count=20000),
+        write_run(tmp_path / "vae_2", 50, count=4000, size=512, crop=128, accumulate=2),
+    ]
+    scores = write_scores(tmp_path / "scores", diversity=mean([1.0, 2.0]))
+    recon = tmp_path / "recon"
+    recon.mkdir()
+    measured = {"scores": {"psnr": mean([31.0, 35.0]).as_dict()}, "settings": {}, "notes": []}
+    (recon / "scores.json").write_text(json.dumps({"measures": {"recon": measured}}))
+    script.run("card", *runs, "--scores", scores, "--recon", recon, "--model", model,
+               "--machine", "two cores")  # fmt: skip
+    told = (model / "README.md").read_text()
+    assert capsys.readouterr().out == f"{model / 'README.md'}\n"
+    assert told.startswith("---\nlicense: apache-2.0\n")
+    assert "# storybook, revision 9\n" in told
+    assert "| `text_2` |  | 100 x 8 | 1.0 | 0.697 to " in told
+    assert "| `vae_2` | 128 px of 512 px | 50 x 16 | 0.5 |" in told
+    assert "`text_2` 20,000 of seed 3, `vae_2` 4,000 of seed 3" in told
+    assert f"split version\n  {scenes.SPLIT_VERSION}:" in told
+    assert "**Machine**: two cores." in told
+    assert "| everything right | 80.0 (71.1 to 86.7) | 80 | 100 |" in told
+    assert "| subject | 96.0 (90.2 to 98.4) | 95 | 100 |" in told
+    assert "| reconstruction: psnr | 33 (29.1 to 36.9) | 32 | 2 |" in told
+    assert "| diversity | 1.5 (" in told
+    count = sum(one.numel() for one in _tensors(model / "unet"))
+    assert f"unet {count / 1e6:.1f} M (" in told
+    assert "v_prediction" in told
+    assert (SCRIPTS / "failures.md").read_text().strip() in told
+    assert str(tmp_path) not in told
+
+
+def _tensors(folder):
+    return load_file(folder / "diffusion_pytorch_model.safetensors").values()
+
+
+def test_a_curve_falls_as_its_losses_do(script):
+    curve = script("card").curve
+    assert curve([2.0**-n for n in range(8)]) == "█▇▆▅▄▃▂▁"
+    assert curve([1.0] * 100) == "▁" * 32
+    assert len(curve([3.0, 1.0])) == 2
+
+
+# --- the judge's threshold ---
 
 
 def test_the_threshold_accepts_what_it_should(script):
