@@ -360,7 +360,7 @@ def test_a_judges_weights_keep_their_bits_under_another_threshold(script, tiny_m
     Judge(JudgeNet("residual", (8, 16))).save(file)
     before, sure = load_file(file), Judge.load(file)
     script.run("threshold", "--judge", file, "--model", tiny_model, "--renders", 30,
-               "--decoded", 2)  # fmt: skip
+               "--decoded", 2, "--bad", 2)  # fmt: skip
     after = load_file(file)
     assert before.keys() == after.keys()
     for name, value in before.items():
