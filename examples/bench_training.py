@@ -195,6 +195,7 @@ def config_of(case: Case, output: str, name: str) -> UNetConfig:
 
 def own_loop(case: Case, output: str, name: str) -> Iterator[float]:
     """Ours, as `train_unet` has it, step by step: the loss of each."""
+    from ldm_toolkit.models.tokenizer import load_tokenizer
     from ldm_toolkit.training import prepare
     from ldm_toolkit.training.begin import begin
     from ldm_toolkit.training.methods import method_class
@@ -203,7 +204,7 @@ def own_loop(case: Case, output: str, name: str) -> Iterator[float]:
 
     config, model = config_of(case, output, name), Path(case.model)
     parts = {part: model / part for part in ("tokenizer", "text_encoder", "vae")}
-    tokenizer = prepare.load_tokenizer(parts["tokenizer"])
+    tokenizer = load_tokenizer(parts["tokenizer"])
     accelerator = begin(config)
     kind = method_class(config.method)
     found = prepare.unet_inputs(config, kind, parts, tokenizer, accelerator, lambda _: model, None)
@@ -272,12 +273,12 @@ def own_draws(case: Case, config: UNetConfig, source: Any) -> Any:
     """
     import torch
 
-    from ldm_toolkit.training import prepare
+    from ldm_toolkit.models.tokenizer import load_tokenizer
     from ldm_toolkit.training.methods import method_class
 
     model, count, side = Path(case.model), len(source), case.size // 8
     captions = [source.captions(index)[0] for index in range(count)]
-    tokenizer = prepare.load_tokenizer(model / "tokenizer")
+    tokenizer = load_tokenizer(model / "tokenizer")
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
     return method_class(config.method)(
         network(model),

@@ -13,24 +13,20 @@ from pathlib import Path
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
+from reporting import percent, table
 from tqdm import tqdm
 
 from ldm_toolkit.evaluation.intervals import Interval, share
-from ldm_toolkit.models.identity import bundled_models
 from ldm_toolkit.storybook import JUDGE_FILE, scenes
 from ldm_toolkit.storybook.judge import ATTRIBUTES, SIDE, Judge, Verdict, labels
 from ldm_toolkit.storybook.render import render
 from ldm_toolkit.storybook.spoiled import SPOILED, spoil
 from ldm_toolkit.training.folders import load_network
+from ldm_toolkit.training.inputs import model_folder
 from ldm_toolkit.training.judging import half_denoised, reconstructions
 
 SEED = 990_017
 CHUNK = 50
-
-
-def percent(one: Interval) -> str:
-    """ "98.2 (97.5 to 98.7)"."""
-    return f"{100 * one.value:.1f} ({100 * one.low:.1f} to {100 * one.high:.1f})"
 
 
 def right(verdicts: list[Verdict], drawn: list[scenes.Scene], name: str) -> Interval:
@@ -45,21 +41,27 @@ def confusion(verdicts: list[Verdict], drawn: list[scenes.Scene], name: str) -> 
         (labels(s)[name], v.values[name]) for v, s in zip(verdicts, drawn, strict=True)
     )
     values = [value for value in ATTRIBUTES[name] if any(value in pair for pair in counts)]
-    lines = [f"| {name} | {' | '.join(values)} |", f"| --- |{' ---: |' * len(values)}"]
+    rows: list[list[str]] = []
     for shown in values:
-        total = sum(counts[shown, seen] for seen in values)
-        cells = (counts[shown, seen] for seen in values)
-        row = [f"{100 * n / total:.1f}" if n else "" for n in cells]
-        lines.append(f"| {shown} | {' | '.join(row)} |")
-    return "\n".join(lines)
+        cells = [counts[shown, seen] for seen in values]
+        rows.append([shown, *(f"{100 * n / sum(cells):.1f}" if n else "" for n in cells)])
+    return table([name, *values], rows)
 
 
-def pictures_of(vae: AutoencoderKL, drawn: list[scenes.Scene], half: bool) -> list[Image.Image]:
-    """Scenes through the autoencoder, whole or half denoised."""
+def refused(judge: Judge, pictures: list[Image.Image]) -> Interval:
+    """Share of the pictures that the judge takes for none of the world's."""
+    return share(sum(not one.valid for one in judge.verdicts(pictures)), len(pictures))
+
+
+def reconstructed(
+    vae: AutoencoderKL, drawn: list[scenes.Scene], half: int | None = None
+) -> list[Image.Image]:
+    """Scenes through the autoencoder, half denoised where there is a seed for it."""
     made = []
     for start in tqdm(range(0, len(drawn), CHUNK), "decoding", unit="chunk"):
         some = drawn[start : start + CHUNK]
-        rows = half_denoised(vae, some, SEED + start) if half else reconstructions(vae, some)
+        whole = half is None
+        rows = reconstructions(vae, some) if whole else half_denoised(vae, some, half + start)
         made += [Image.fromarray(row.numpy()) for row in rows]
     return made
 
@@ -74,38 +76,38 @@ def main() -> None:
     parser.add_argument("--bad", type=int, default=400, help="bad pictures of each kind")
     options = parser.parse_args()
     judge = Judge.load(options.judge)
-    bundled = bundled_models()
-    folder = bundled[options.model] if options.model in bundled else Path(options.model)
-    vae = load_network(AutoencoderKL, folder / "vae").eval()
+    vae = load_network(AutoencoderKL, model_folder(options.model) / "vae").eval()
 
     drawn = [scenes.sample_scene(SEED, k, "test") for k in range(options.renders)]
     shown = [render(one, 256) for one in tqdm(drawn, "drawing")]
     seen = judge.verdicts(shown)
     decoded = drawn[: options.decoded]
-    seen_decoded = judge.verdicts(pictures_of(vae, decoded, half=False))
+    seen_decoded = judge.verdicts(reconstructed(vae, decoded))
 
     digest = hashlib.sha256(options.judge.read_bytes()).hexdigest()
     print("# The judge\n")
-    print(f"{judge.net.config}, threshold {judge.threshold}, SHA-256 of the file {digest}.")
+    print(f"{judge.net.config}, threshold {judge.threshold:g}, SHA-256 of the file {digest}.")
     print(
         f"\nRight answers in per cent with 95 % intervals, on {len(drawn)} renders of held-out "
         f"compositions, and on {len(decoded)} of them through the autoencoder.\n"
     )
-    print("| attribute | renders | reconstructions |\n| --- | ---: | ---: |")
-    for name in ATTRIBUTES:
-        both = right(seen, drawn, name), right(seen_decoded, decoded, name)
-        print(f"| {name} | {percent(both[0])} | {percent(both[1])} |")
-    accepted = [share(sum(v.valid for v in some), len(some)) for some in (seen, seen_decoded)]
-    print(f"| accepted | {percent(accepted[0])} | {percent(accepted[1])} |")
+    both = ((seen, drawn), (seen_decoded, decoded))
+    rows = [[name, *(percent(right(*one, name)) for one in both)] for name in ATTRIBUTES]
+    accepted = [share(sum(v.valid for v in some), len(some)) for some, _ in both]
+    print(
+        table(
+            ["attribute", "renders", "reconstructions"],
+            [*rows, ["accepted", *map(percent, accepted)]],
+        )
+    )
 
-    print("\nBad pictures that it refuses, in per cent.\n\n| kind | refused |\n| --- | ---: |")
+    rows = []
     for kind in SPOILED:
         bad = [spoil(kind, SEED + k, SIDE, "test") for k in range(options.bad)]
-        refused = sum(not v.valid for v in judge.verdicts(bad))
-        print(f"| {kind} | {percent(share(refused, len(bad)))} |")
-    bad = pictures_of(vae, drawn[: options.bad // 2], half=True)
-    refused = sum(not v.valid for v in judge.verdicts(bad))
-    print(f"| half denoised | {percent(share(refused, len(bad)))} |")
+        rows.append([kind, percent(refused(judge, bad))])
+    bad = reconstructed(vae, drawn[: options.bad // 2], half=SEED)
+    rows.append(["half denoised", percent(refused(judge, bad))])
+    print(f"\nBad pictures that it refuses, in per cent.\n\n{table(['kind', 'refused'], rows)}")
 
     print("\nConfusion on renders: a row what was drawn, a column what the judge saw, in per cent.")
     for name in ATTRIBUTES:

@@ -31,8 +31,6 @@ __all__ = ["asked_rows", "draw", "drawn_subject", "follow_of", "subject_of"]
 
 def subject_of(request: EvalRequest, stop: Stop) -> Subject:
     """Pictures, reference and model of a request; pictures are drawn now."""
-    rank, world = share()
-    pipe = functools.cache(lambda: _load(request, request.choice, world))
     drawing: dict[str, Any] = {}
     if request.images is not None:
         pictures = open_pictures(
@@ -56,17 +54,14 @@ def subject_of(request: EvalRequest, stop: Stop) -> Subject:
             seed=request.seed + 1,  # other scenes than those of the pictures
             columns=request.columns,
         )
-    return Subject(
+    return _subject(
+        request,
+        stop,
+        request.choice,
         pictures=pictures,
-        folder=request.folder,
-        pipe=pipe,
         reference=reference,
         drawing=drawing,
         per_prompt=request.per_prompt if request.images is None else 1,
-        seed=request.seed,
-        device=request.choice.device,
-        share=Share(rank, world),
-        follow=follow_of(request, stop),
     )
 
 
@@ -81,17 +76,22 @@ def drawn_subject(
 ) -> Subject:
     """Pictures that `draw` makes now, to be measured with files in the request's own folder."""
     pictures, drawing = draw(request, stop, rows, folder, choice, asked=asked)
+    return _subject(
+        request, stop, choice, pictures=pictures, drawing=drawing, per_prompt=request.per_prompt
+    )
+
+
+def _subject(request: EvalRequest, stop: Stop, choice: ModelChoice, **pictures: Any) -> Subject:
+    """Pictures, and what is the same of all that a request measures."""
     rank, world = share()
     return Subject(
-        pictures=pictures,
         folder=request.folder,
         pipe=functools.cache(lambda: _load(request, choice, world)),
-        drawing=drawing,
-        per_prompt=request.per_prompt,
         seed=request.seed,
         device=choice.device,
         share=Share(rank, world),
         follow=follow_of(request, stop),
+        **pictures,
     )
 
 

@@ -29,7 +29,7 @@ from ldm_toolkit.cli.request import (
     note_wrong,
     unfit_options,
 )
-from ldm_toolkit.errors import CannotWrite, UserError
+from ldm_toolkit.errors import CannotWrite, UserError, install_hint
 from ldm_toolkit.recipe import GenerateOptions
 from ldm_toolkit.tokens import parse_weights
 
@@ -149,7 +149,7 @@ def check(arguments: argparse.Namespace) -> ExplainRequest:
         problems.errors.append(
             UserError(
                 "the pictures are drawn with matplotlib, which is not installed: "
-                "pip install 'ldm-toolkit[explain]'"
+                f"{install_hint('explain')}"
             )
         )
     threads = problems.number("--threads", arguments.threads, int, least=1, most=MOST_THREADS)

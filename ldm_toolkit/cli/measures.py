@@ -90,6 +90,13 @@ _NEIGHBOURS = Option(
     least=0,
     most=100_000,
 )
+_TRAINING_SEED = Option(
+    "--training-seed",
+    "the --seed of the training on --data storybook whose first renders these are",
+    int,
+    default=0,
+    least=0,
+)
 _CLIP = Option(
     "--clip-model",
     "folder of a CLIP model as transformers saves it",
@@ -149,7 +156,7 @@ MEASURES: dict[str, Measure] = {
         "whether storybook pictures show what their prompts say, by the judge",
         "ldm_toolkit.evaluation.judged:judged",
         frozenset({"judge"}),
-        (_JUDGING, _NEIGHBOURS),
+        (_JUDGING, _NEIGHBOURS, _TRAINING_SEED),
     ),
     "nll": Measure(
         "bits the model spends on pictures: its variational bound on latents and on pixels, and "

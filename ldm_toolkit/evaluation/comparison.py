@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ldm_toolkit import storybook
-from ldm_toolkit.errors import CannotWrite
+from ldm_toolkit.errors import CannotWrite, install_hint
 from ldm_toolkit.evaluation.adherence import Asked
 from ldm_toolkit.evaluation.clip import clip_scores
 from ldm_toolkit.evaluation.comparison_page import Pair, comparison_page
@@ -124,7 +124,7 @@ def _likeness(first: Subject, second: Subject, notes: list[str]) -> dict[str, Co
     device = torch.device("cpu")
     found = {name: one for name, one in measures_of(None, device).items() if name in _LIKENESS}
     if "ssim" not in found:
-        notes.append("no SSIM: it needs torchmetrics, pip install 'ldm-toolkit[eval]'")
+        notes.append(f"no SSIM: it needs torchmetrics, {install_hint('eval')}")
     columns: dict[str, Column] = {name: {} for name in found}
     count = len(first.pictures)
     for index in first.follow(range(count), count, "comparing"):

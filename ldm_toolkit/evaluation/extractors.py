@@ -1,6 +1,5 @@
 """Networks whose features stand for pictures: the judge of storybook pictures, or Inception."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from ldm_toolkit import storybook
 from ldm_toolkit.errors import ModelError, UserError, first_line, install_hint
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.hardware import choose_device
-from ldm_toolkit.models.pickles import load_pickle
+from ldm_toolkit.models.pickles import written_anew
 from ldm_toolkit.storybook.judge import SIDE, Judge
 
 __all__ = ["INCEPTION_SHA256", "Extractor", "judge_extractor", "open_extractor"]
@@ -95,11 +94,7 @@ def _inception_network(weights: Path) -> torch.nn.Module:
             f"--features inception needs torch-fidelity ({first_line(error)}): "
             f"{install_hint('eval')}"
         ) from error
-    tensors = load_pickle(weights)
-    with tempfile.TemporaryDirectory() as folder:
-        # It would run what a file's pickle says, so it gets one that was written here.
-        safe = Path(folder) / "weights.pth"
-        torch.save(tensors, safe)
+    with written_anew(weights) as safe:
         try:
             return FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(safe)

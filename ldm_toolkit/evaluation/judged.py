@@ -4,6 +4,7 @@ The judge decides; beside its shares stand the Fréchet distance to renders and 
 be, the diversity of the pictures of a prompt, and how near pictures are to renders of the training.
 """
 
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -33,15 +34,16 @@ _LOOKED_UP = 100  # pictures whose nearest render is looked for
 _CELL = 192  # pixels a side of a picture on a sheet
 _LINE = 34  # letters under it
 _SMALL = 24  # pixels a side of what is compared by pixels
-_TRAINED = 0  # the seed of the training's scenes
 
 
-def judged(subject: Subject, *, judge: Path | None, neighbours: int) -> Report:
+def judged(
+    subject: Subject, *, judge: Path | None, neighbours: int, training_seed: int = 0
+) -> Report:
     """Shares of what is right, by attribute, and the sheets worst.png and nearest.png.
 
     ``judge`` is a second one, whose shares are told too; ``neighbours`` is how many renders of the
-    training are looked at, 0 for none. Raises InputError for pictures of which nobody knows what
-    they should show, ModelError for a judge that is missing.
+    training with ``training_seed`` are looked at, 0 for none. Raises InputError for pictures of
+    which nobody knows what they should show, ModelError for a judge that is missing.
     """
     version, file = torchmetrics_version(), storybook.JUDGE_FILE
     extractor = judge_extractor(file)
@@ -56,21 +58,25 @@ def judged(subject: Subject, *, judge: Path | None, neighbours: int) -> Report:
         other = Judge.load(judge).decide(torch.from_numpy(seen[:first]))
         shares = _shares(adherence(other, asked[:first]))
         scores |= {f"second judge: {name}": one for name, one in shares.items()}
+    notes = []
     if subject.per_prompt > 1:
         groups = torch.from_numpy(features).unflatten(0, (subject.per_prompt, first))
         scores["diversity"] = mean([diversity([one]) for one in groups.unbind(1)])
+    else:
+        notes.append("no diversity of one picture a prompt; --per-prompt K draws K of each")
     files = _worst_sheet(subject, verdicts, asked[:first])
     world = _World(subject, extractor, features[:first])
-    notes = []
     if first >= FEWEST:
         scores |= world.distances()
     else:
         notes.append(f"no Fréchet distance of less than {FEWEST} pictures")
     if neighbours:
-        scores |= world.nearest(neighbours)
+        scores |= world.nearest(neighbours, training_seed)
         files += (world.sheet,)
     settings = extractor.settings | {"split": scenes.SPLIT_VERSION, "pictures": first}
     settings["torchmetrics"] = version
+    if neighbours:
+        settings |= {"training_renders": neighbours, "training_seed": training_seed}
     if judge is not None:
         settings["second_judge_sha256"] = second.sha256
     return Report(scores, settings, tuple(notes), files)
@@ -135,26 +141,40 @@ class _World:
             "Fréchet distance of renders": frechet(first, second),
         }
 
-    def nearest(self, count: int) -> dict[str, Interval]:
-        """Mean distance to the nearest of ``count`` training renders; that of held-out renders.
+    def nearest(self, count: int, seed: int) -> dict[str, Interval]:
+        """Mean distances to the nearest of ``count`` training renders; those of held-out renders.
 
-        Writes nearest.png: picture, nearest render by features, nearest by pixels.
+        By features, and by pixels: the root mean square difference of small copies. Writes
+        nearest.png: picture and its nearest by either, the nearest of all first.
         """
-        looked = self._features[:_LOOKED_UP]
-        training = [
-            Asked("", {}, scenes.sample_scene(_TRAINED, index, "train")) for index in range(count)
-        ]
-        renders = Renders(training, self._size)
-        known = self._subject.features(renders, self._extractor, "looking at the training")
-        apart, which = _nearest(looked, known)
-        others, _ = _nearest(self._held_out(2)[:_LOOKED_UP], known)
-        shown = [self._subject.pictures.image(index) for index in range(len(looked))]
-        pixels = self._subject.rows(renders, "thumbnails", _thumbnails(renders), "thumbnails")
-        _, alike = _nearest(np.stack([_thumbnail(one) for one in shown]), pixels)
-        self._write_sheet(shown, renders, which, alike)
+        renders = Renders(_training(count, seed), self._size)
+        subject, looked = self._subject, min(_LOOKED_UP, len(self._features))
+        others = Renders(held_out_prompts(looked, subject.seed + 2), self._size)
+        known = subject.features(renders, self._extractor, "looking at the training")
+        features = subject.features(others, self._extractor, "looking at renders")
+        apart, which = _nearest(self._features[:looked], known)
+        usual, _ = _nearest(features, known)
+
+        shown = [subject.pictures.image(index) for index in range(looked)]
+        small = subject.rows(renders, f"thumbnails {_SMALL}", _thumbnails(renders), "thumbnails")
+        differing, alike = _nearest(np.stack([_thumbnail(one) for one in shown]), small)
+        usually, _ = _nearest(_thumbnails(others)(range(looked)), small)
+        images: list[Image.Image] = []
+        labels: list[str] = []
+        for index in np.argsort(apart, kind="stable"):
+            near = [renders.image(int(one[index])) for one in (which, alike)]
+            images += _small([shown[index], *near])
+            labels += [
+                f"picture {index + 1}",
+                f"by features, {apart[index]:.3g}",
+                f"by pixels, {differing[index]:.3g}",
+            ]
+        _save(subject, self.sheet.name, images, labels, columns=12)
         return {
             "nearest training render": mean(apart.tolist()),
-            "nearest training render, of renders": mean(others.tolist()),
+            "nearest training render, of renders": mean(usual.tolist()),
+            "nearest training render by pixels": mean(differing.tolist()),
+            "nearest training render by pixels, of renders": mean(usually.tolist()),
         }
 
     def _held_out(self, shift: int) -> np.ndarray:
@@ -163,22 +183,11 @@ class _World:
             Renders(asked, self._size), self._extractor, "looking at renders"
         )
 
-    def _write_sheet(
-        self,
-        pictures: Sequence[Image.Image],
-        renders: Pictures,
-        by_features: np.ndarray,
-        by_pixels: np.ndarray,
-    ) -> None:
-        images: list[Image.Image] = []
-        labels: list[str] = []
-        for index, picture in enumerate(pictures):
-            images += [
-                picture,
-                *(renders.image(int(one[index])) for one in (by_features, by_pixels)),
-            ]
-            labels += [f"picture {index + 1}", "nearest by features", "nearest by pixels"]
-        _save(self._subject, self.sheet.name, _small(images), labels, columns=12)
+
+def _training(count: int, seed: int) -> list[Asked]:
+    """The first scenes that a training with this seed draws."""
+    drawn = (scenes.sample_scene(seed, index, "train") for index in range(count))
+    return [Asked("", {}, scene) for scene in drawn]
 
 
 def _nearest(rows: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +197,8 @@ def _nearest(rows: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _thumbnail(image: Image.Image) -> np.ndarray:
     small = image.convert("RGB").resize((_SMALL, _SMALL), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32).reshape(-1) / 255
+    pixels = np.asarray(small, dtype=np.float32).reshape(-1) / 255
+    return pixels / math.sqrt(pixels.size)  # a distance is then a root mean square
 
 
 def _thumbnails(pictures: Pictures) -> Callable[[Sequence[int]], np.ndarray]:

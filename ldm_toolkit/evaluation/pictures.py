@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from ldm_toolkit import storybook
 from ldm_toolkit.errors import InputError, UserError, listed
 from ldm_toolkit.evaluation.adherence import Asked, held_out_prompts
 from ldm_toolkit.files import PICTURE_SUFFIXES, sha256_bytes
@@ -25,7 +26,6 @@ from ldm_toolkit.training.data.places import list_data
 __all__ = ["Files", "Pictures", "Renders", "open_pictures"]
 
 STORYBOOK = "storybook"
-RENDERED = "metadata.jsonl"
 RENDERS = 500
 """How many scenes are rendered where nothing says a number."""
 
@@ -159,7 +159,7 @@ def open_pictures(
     if not listing.entries:
         raise InputError(f"{place} holds no pictures; {listing.advice}")
     entries = listing.entries[:count]
-    return Files(place, entries, size, _rendered(folder / RENDERED, entries))
+    return Files(place, entries, size, _rendered(folder / storybook.METADATA, entries))
 
 
 def _has_captions(folder: Path) -> bool:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import UserError, install_hint
 
 try:
     from matplotlib.figure import Figure
 except ImportError as error:
     raise UserError(
-        "the pictures of ldm_toolkit.explain need matplotlib: pip install 'ldm-toolkit[explain]'"
+        f"the pictures of ldm_toolkit.explain need matplotlib: {install_hint('explain')}"
     ) from error
 
 __all__ = [

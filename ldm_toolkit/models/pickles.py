@@ -4,14 +4,17 @@ Loading a pickle can run code. Nothing comes here unless the person allowed it b
 torch's weights-only reader refuses stays refused.
 """
 
+import contextlib
+import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from ldm_toolkit.errors import ModelError
 
-__all__ = ["load_pickle"]
+__all__ = ["load_pickle", "written_anew"]
 
 # CVE-2025-32434 and CVE-2026-24747: before it, weights_only did not keep its promise.
 _SAFE_SINCE = (2, 10)
@@ -39,3 +42,16 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
     if not found or not all(isinstance(name, str) for name in found):
         raise ModelError(f"{path.name} holds no tensors under names; it is no model")
     return found
+
+
+@contextlib.contextmanager
+def written_anew(path: Path) -> Iterator[Path]:
+    """A file of the same tensors, written here, for a library that would run what a pickle says.
+
+    It is there inside the block alone. Raises ModelError.
+    """
+    tensors = load_pickle(path)
+    with tempfile.TemporaryDirectory() as folder:
+        safe = Path(folder) / "weights.pth"
+        torch.save(tensors, safe)
+        yield safe

@@ -4,3 +4,6 @@ from pathlib import Path
 
 JUDGE_FILE = Path(__file__).parent / "judge.safetensors"
 """The judge that comes with the package."""
+
+METADATA = "metadata.jsonl"
+"""What says, in a folder of renders, what each of them shows."""

@@ -10,9 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ldm_toolkit import errors, files
-from ldm_toolkit.storybook import scenes
+from ldm_toolkit.storybook import METADATA, scenes
 
-METADATA = "metadata.jsonl"
 SHEET_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "subject": tuple(scenes.SUBJECTS),
     "accessory": tuple(scenes.ACCESSORIES),

@@ -1,7 +1,7 @@
 """The words and colours of the storybook world: one row for each thing that can be drawn or said.
 
-To add a subject or an accessory: one row in the table here, one drawing function in
-`_subjects.py` or `_accessories.py`.
+To add a subject or an accessory: one row in the table here, one drawing function in `_animals.py`,
+`_things.py` or `_accessories.py`.
 """
 
 from dataclasses import dataclass

@@ -21,7 +21,7 @@ from ldm_toolkit.storybook.spoiled import SPOILED, spoil
 from ldm_toolkit.training.config import JudgeConfig
 from ldm_toolkit.training.rng import generator
 
-__all__ = ["JudgeTraining", "half_denoised", "reconstructions"]
+__all__ = ["JudgeTraining", "half_denoised", "reconstructions", "weathered"]
 
 _FULL = 512
 _DRAWN, _DECODED = 0.68, 0.14  # shares of a batch; the rest shows nothing
@@ -117,7 +117,7 @@ class JudgeTraining:
         for position in positions:
             draw = scenes.generator("judge", self._config.seed, position)
             picture, scene = self._picture(draw, position)
-            pictures.append(_weathered(picture, draw))
+            pictures.append(weathered(picture, draw))
             shown = labels(scene) if scene is not None else {}
             rows.append([ATTRIBUTES[n].index(shown[n]) if shown else -1 for n in ATTRIBUTES])
             valid.append(float(scene is not None))
@@ -168,7 +168,7 @@ class JudgeTraining:
         Judge(self.module).save(folder / "judge.safetensors")
 
 
-def _weathered(picture: Image.Image, draw: random.Random) -> Image.Image:
+def weathered(picture: Image.Image, draw: random.Random) -> Image.Image:
     """The picture as a model might draw it: a little soft, a little off in its colours."""
     if draw.random() < 0.5:
         picture = picture.filter(ImageFilter.GaussianBlur(draw.uniform(0.3, 1.6)))

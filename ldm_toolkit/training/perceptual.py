@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm_toolkit.errors import UserError, install_hint
+from ldm_toolkit.errors import ModelError, UserError, install_hint
 from ldm_toolkit.files import sha256_file
+from ldm_toolkit.models.pickles import written_anew
 
 __all__ = [
     "EncoderDistance",
@@ -119,7 +120,7 @@ def cached_lpips() -> Lpips | None:
 def cached_frechet() -> Any | None:
     """torchmetrics' Fréchet inception distance where all that it needs is on this machine.
 
-    Its weights are a pickle: none is read but the file that torch-fidelity names by its hash.
+    Of pickles only the file that torch-fidelity names by its hash is read, and only its tensors.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
@@ -129,8 +130,11 @@ def cached_frechet() -> Any | None:
         named = file.stem.rpartition("-")[2]
         if not file.is_file() or not sha256_file(file).startswith(named):
             return None
-        return FrechetInceptionDistance(normalize=True, feature_extractor_weights_path=str(file))
-    except (ImportError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        with written_anew(file) as safe:
+            return FrechetInceptionDistance(
+                normalize=True, feature_extractor_weights_path=str(safe)
+            )
+    except (ImportError, OSError, RuntimeError, ValueError, ModelError):
         return None
 
 

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from ldm_toolkit.errors import InputError, UserError
 from ldm_toolkit.latents import pil_to_pixels
@@ -40,7 +40,6 @@ from ldm_toolkit.values import counted
 __all__ = [
     "UNetInputs",
     "caption_tokens",
-    "load_tokenizer",
     "masks",
     "moments",
     "open_data",
@@ -383,14 +382,6 @@ def _warn_of_cuts(tokenizer: Any, texts: Sequence[str]) -> None:
         cut = sum(length > _TOKENS for length in lengths)
         told = counted(cut, "caption")
         logger.warning("%s longer than %d tokens and cut, e.g. %.60r", told, _TOKENS, longest)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder. Raises UserError."""
-    try:
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no CLIP tokenizer: {error}") from error
 
 
 def caption_tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:

@@ -15,6 +15,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm_toolkit.errors import LdmToolkitError
+from ldm_toolkit.models.checks import check_tokenizer
+from ldm_toolkit.models.tokenizer import load_tokenizer
 from ldm_toolkit.training import prepare
 from ldm_toolkit.training.advice import warn_of_size
 from ldm_toolkit.training.attention import suit_attention
@@ -141,7 +143,8 @@ def train_text_encoder(config: TextEncoderConfig) -> None:
     if config.model is not None:
         folder = model_folder(config.model)
         trained = load_network(CLIPTextModel, folder / "text_encoder")
-        start_from(method.encoder, tokenizer, trained, prepare.load_tokenizer(folder / "tokenizer"))
+        known = load_tokenizer(check_tokenizer(folder / "tokenizer"))
+        start_from(method.encoder, tokenizer, trained, known)
     train(method, fitted(method, config, accelerator), accelerator)
     _finish(config, accelerator)
 
@@ -190,21 +193,21 @@ def train_unet(
     if config.latents is None:
         config.latents = usual_latents(base) if config.vae is None else "sample"
     kind = method_class(config.method)
-    tokenizer = prepare.load_tokenizer(parts["tokenizer"])
+    tokenizer = load_tokenizer(check_tokenizer(parts["tokenizer"]))
     if config.check_data:
         plan = prepare.unet_plan(config, tokenizer, parts["text_encoder"], 1)
         caption = prepare.shared_caption(config, kind)
         masks = config.masked_loss
         _on_one_process(lambda: check_data(config, plan, caption=caption, masks=masks))
         return
-    accelerator = begin(config)
-    if accelerator.is_main_process:
-        warn_of_size(config, base, parts["vae"])
     scheduler_config = network_config(base / "scheduler", "scheduler_config.json")
-    # All of these refuse before hours of caching.
+    # All of these refuse before anything is written, and before hours of caching.
     trained = trained_scheduler(config, scheduler_config) if config.zero_terminal_snr else None
     kind.check(config, network_config(base / "unet"))
     kind.check_words(config, tokenizer)
+    accelerator = begin(config)
+    if accelerator.is_main_process:
+        warn_of_size(config, base, parts["vae"])
     trained_parts = _trained_parts(config, kind)
 
     def untrained(folder: Path) -> Path:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from albums import Album, noise
@@ -19,6 +20,7 @@ from ldm_toolkit.evaluation.pictures import Renders
 from ldm_toolkit.evaluation.subject import Share, Subject
 from ldm_toolkit.storybook import scenes
 from ldm_toolkit.storybook.judge import Judge, JudgeNet
+from ldm_toolkit.storybook.render import render
 
 pytestmark = pytest.mark.usefixtures("judge_bundled")
 SIZE = 48
@@ -70,12 +72,53 @@ def test_copies_of_the_training_are_found(
 
     monkeypatch.setattr(judged_module, "contact_sheet", kept)
     found = judged(subject(Renders(copies, SIZE)), judge=None, neighbours=9)
-    assert found.scores["nearest training render"].value == pytest.approx(0, abs=1e-3)
-    assert found.scores["nearest training render, of renders"].value > 1e-2
+    for measure in ("nearest training render", "nearest training render by pixels"):
+        assert found.scores[measure].value == pytest.approx(0, abs=1e-3)
+        assert found.scores[f"{measure}, of renders"].value > 1e-2
+        assert found.scores[f"{measure}, of renders"].count == 3
+    assert (found.settings["training_renders"], found.settings["training_seed"]) == (9, 0)
     assert tmp_path / "nearest.png" in found.files
     shown = [one.tobytes() for one in sheets[len(sheets) - 1]]
     assert [shown[0], shown[3], shown[6]] == [shown[1], shown[4], shown[7]]
     assert [shown[0], shown[3], shown[6]] == [shown[2], shown[5], shown[8]]
+    other = judged(subject(Renders(copies, SIZE)), judge=None, neighbours=9, training_seed=1)
+    assert other.scores["nearest training render"].value > 1e-2
+
+
+def test_the_nearest_by_pixels_is_told_as_a_difference_of_pixels(
+    subject: Callable[..., Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture that is most like a render of the training comes first."""
+    sheets: list[tuple[list, list]] = []
+
+    def kept(images: list, labels: list, **_: object) -> Image.Image:
+        sheets.append((images, labels))
+        return images[0]
+
+    monkeypatch.setattr(judged_module, "contact_sheet", kept)
+    copy = Asked("a copy", {}, scenes.sample_scene(0, 3, "train"))
+    pictures = Renders([*held_out_prompts(2, 0), copy], SIZE)
+    found = judged(subject(pictures), judge=None, neighbours=5)
+    small = [
+        np.asarray(one.resize((24, 24), Image.Resampling.BOX), dtype=float) / 255
+        for one in [*(pictures.image(i) for i in range(3)), *_training_renders(5)]
+    ]
+    expected = [
+        min(np.sqrt(np.square(one - render).mean()) for render in small[3:]) for one in small[:3]
+    ]
+    by_pixels = found.scores["nearest training render by pixels"]
+    assert by_pixels.value == pytest.approx(np.mean(expected), rel=1e-3)
+    images, labels = sheets[-1]
+    assert labels[0] == "picture 3"
+    assert [images[0].tobytes()] * 2 == [images[1].tobytes(), images[2].tobytes()]
+    told = {name: float(pixels.rpartition(" ")[2])
+            for name, pixels in zip(labels[::3], labels[2::3], strict=True)}  # fmt: skip
+    for index, one in enumerate(expected):
+        assert told[f"picture {index + 1}"] == pytest.approx(one, rel=1e-2, abs=1e-6)
+
+
+def _training_renders(count: int) -> list[Image.Image]:
+    return [render(scenes.sample_scene(0, index, "train"), SIZE) for index in range(count)]
 
 
 def test_a_second_judge_tells_its_own(subject: Callable[..., Subject], tmp_path: Path) -> None:
@@ -98,6 +141,8 @@ def test_diversity_is_of_pictures_of_one_prompt(subject: Callable[..., Subject])
     assert copied.scores["diversity"].value == pytest.approx(0, abs=1e-4)
     assert varied.scores["diversity"].value > 1e-2
     assert varied.scores["diversity"].count == 5
+    assert "diversity" not in alone.scores
+    assert any("--per-prompt" in note for note in alone.notes)
     for found in (copied, varied):
         assert found.scores["everything right"] == alone.scores["everything right"]
 

@@ -1,5 +1,6 @@
 """To diffusers and back, and folders that keep their bytes."""
 
+import json
 import logging
 import os
 import shutil
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from ldm_toolkit.errors import CannotWrite, UserError
 from ldm_toolkit.models import exchange
 from ldm_toolkit.pipeline import LatentPipeline
+from ldm_toolkit.training.inputs import usual_latents
 
 PROMPT = "a dog wearing a hat"
 OPTIONS: dict[str, Any] = {"steps": 3, "seed": 4, "scheduler": "ddim"}
@@ -131,6 +133,21 @@ def test_unchanged_parts_keep_their_bytes(dtype: str, half_model: Path, tmp_path
     assert again.identity.sha256 == pipe.identity.sha256
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(saved)
     assert type(theirs.scheduler).__name__ == "PNDMScheduler"
+
+
+@pytest.mark.parametrize("own_vae", [True, False])
+def test_what_latents_the_model_learned_is_kept(
+    own_vae: bool, half_model: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Training goes on with them; the folder's other words are of the model that it was."""
+    about = {"name": "one", "revision": "3", "latents": "mean"}
+    (half_model / "ldm_toolkit.json").write_text(json.dumps(about))
+    vae = None if own_vae else tiny_model / "vae"
+    pipe = LatentPipeline.from_pretrained(half_model, device="cpu", vae=vae)
+    pipe.save_pretrained(tmp_path / "saved")
+    assert usual_latents(tmp_path / "saved") == ("mean" if own_vae else "sample")
+    again = LatentPipeline.from_pretrained(tmp_path / "saved", device="cpu")
+    assert (again.identity.name, again.identity.revision) == ("saved", "")
 
 
 def test_changed_tensors_alone_change(half_model: Path, tmp_path: Path) -> None:

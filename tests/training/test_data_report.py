@@ -281,7 +281,12 @@ def test_a_missing_caption_hides_nothing_else(tmp_path, capsys):
     assert f"1 exact copy: {shown[1].name} = {shown[2].name}" in told
     assert f"1 caption is longer than 77 tokens and cut: {shown[4].name} (92)" in told
     assert f"1 picture is cut by more than 30%: {shown[3].name} (67%)" in told
-    assert "64x64: 5 pictures" in told
+    assert "64x64: 2 pictures" in told, "only the good ones are trained on"
+    shown[5].with_suffix(".txt").unlink()
+    shown[4].with_suffix(".txt").unlink()
+    with pytest.raises(InputError, match="bad: 6 of 6 pictures"):
+        check_data(DataConfig(data=str(folder), size=64), plan)
+    assert "64x64: " not in capsys.readouterr().out
 
 
 def test_a_row_without_a_caption_names_its_picture_and_what_it_has(tmp_path):

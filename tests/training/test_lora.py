@@ -182,6 +182,16 @@ def test_layers_that_are_not_there_are_told(targets, told, tmp_path):
         LoraUNet.check(config, tiny_unet().config)
 
 
+def test_they_are_told_before_anything_is_written(pictures, tiny_model, tmp_path):
+    config = UNetConfig(
+        data=str(pictures), output=str(tmp_path / "out"), model=str(tiny_model), method="lora",
+        lora_targets="toq",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="did you mean 'to_q'"):
+        run.train_unet(config)
+    assert not (tmp_path / "out").exists()
+
+
 # --- checkpoints ---
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from training_tools import metric, steps_of, wait_for
 
+from ldm_toolkit.models.tokenizer import load_tokenizer
 from ldm_toolkit.training import prepare
 from ldm_toolkit.training.config import UNetConfig
 from ldm_toolkit.training.methods import method_class
@@ -80,7 +81,7 @@ def test_a_run_may_go_on_with_a_cache(trainer, tiny_model, pictures, tmp_path):
 def test_batches_are_encoded_together_and_in_order(accelerator, tiny_model, pictures, tmp_path):
     config = UNetConfig(data=str(pictures), output=str(tmp_path), size=64, caption_dropout=0.3)
     parts = {name: tiny_model / name for name in ("vae", "text_encoder", "tokenizer")}
-    tokenizer = prepare.load_tokenizer(parts["tokenizer"])
+    tokenizer = load_tokenizer(parts["tokenizer"])
     given = [
         prepare.unet_inputs(
             replace(config, no_cache=no_cache), method_class("full"), parts, tokenizer,
@@ -102,6 +103,6 @@ def test_batches_are_encoded_together_and_in_order(accelerator, tiny_model, pict
 @pytest.mark.parametrize(("no_cache", "told"), [(False, True), (True, False)])
 def test_the_report_tells_of_a_cache_that_will_be(no_cache, told, tiny_model, tmp_path):
     config = UNetConfig(data="none", output=str(tmp_path), size=64, no_cache=no_cache)
-    tokenizer = prepare.load_tokenizer(tiny_model / "tokenizer")
+    tokenizer = load_tokenizer(tiny_model / "tokenizer")
     plan = prepare.unet_plan(config, tokenizer, tiny_model / "text_encoder", 1)
     assert (plan.text_width is not None) == told

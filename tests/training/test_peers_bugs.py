@@ -26,6 +26,7 @@ from training_tools import (
 )
 
 from ldm_toolkit.errors import CannotWrite
+from ldm_toolkit.models.tokenizer import load_tokenizer
 from ldm_toolkit.training import checkpoints, loop, prepare
 from ldm_toolkit.training.config import UNetConfig
 from ldm_toolkit.training.methods.full import FullUNet
@@ -322,7 +323,7 @@ class Data:
         """What a method would get, with the caches of a folder."""
         config = UNetConfig(data=str(self.folder), output="o", cache=str(cache), size=self.size)
         parts = {"vae": self.vae, "text_encoder": self.text / "text_encoder"}
-        tokenizer = prepare.load_tokenizer(self.text / "tokenizer")
+        tokenizer = load_tokenizer(self.text / "tokenizer")
         found = prepare.unet_inputs(config, FullUNet, parts, tokenizer, accelerator, Path, None)
         return {**found.given, "hashes": found.hashes}
 

@@ -1,7 +1,9 @@
 """PSNR, SSIM and LPIPS before and after the training of an autoencoder."""
 
+import hashlib
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -162,6 +164,43 @@ def test_weights_of_inception_are_those_of_their_name_or_none(kept, monkeypatch,
         (tmp_path / "checkpoints").mkdir()
         (tmp_path / "checkpoints" / "weights-inception-6726825d.pth").write_bytes(kept)
     assert perceptual.cached_frechet() is None
+
+
+class Harmful:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_torch_fidelity_gets_nothing_but_tensors(monkeypatch, tmp_path):
+    """It reads a pickle as it is, and eight digits of a hash are soon forged."""
+    fid = pytest.importorskip("torchmetrics.image.fid", reason="torchmetrics is not installed")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    seen = []
+
+    def reads(normalize, feature_extractor_weights_path):
+        seen.append(torch.load(feature_extractor_weights_path, weights_only=False))
+        return "a distance"
+
+    monkeypatch.setattr(fid, "FrechetInceptionDistance", reads)
+    for content, expected in (
+        ({"w": torch.ones(2)}, "a distance"),
+        (Harmful(tmp_path / "ran"), None),
+    ):
+        torch.save(content, tmp_path / "x.pth")
+        name = f"weights-{hashlib.sha256((tmp_path / 'x.pth').read_bytes()).hexdigest()[:8]}.pth"
+        (tmp_path / "x.pth").rename(tmp_path / "checkpoints" / name)
+        stub = SimpleNamespace(URL_INCEPTION_V3=f"https://host/{name}")
+        for module in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
+            monkeypatch.setitem(sys.modules, module, stub)
+        assert perceptual.cached_frechet() == expected
+    assert [found.keys() for found in seen] == [{"w"}]
+    assert not (tmp_path / "ran").exists()
 
 
 def test_before_is_measured_once(source, accelerator, tmp_path, pictures, monkeypatch):

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ldm_toolkit.models.tokenizer import load_tokenizer
 from ldm_toolkit.training.config import LoopConfig, UNetConfig, VAEConfig
 from ldm_toolkit.training.data import ImageFolder
 from ldm_toolkit.training.folders import load_network
@@ -20,7 +21,7 @@ from ldm_toolkit.training.methods.lora import LoraUNet
 from ldm_toolkit.training.methods.textual_inversion import TextualInversion
 from ldm_toolkit.training.methods.vae import VAEMethod
 from ldm_toolkit.training.perceptual import EncoderDistance
-from ldm_toolkit.training.prepare import _caption_rows, caption_tokens, load_tokenizer
+from ldm_toolkit.training.prepare import _caption_rows, caption_tokens
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:

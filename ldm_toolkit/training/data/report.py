@@ -1,6 +1,6 @@
 """What a data set holds, for people: before the first step, and alone with ``--check-data``."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -40,7 +40,8 @@ Looked = Sequence[tuple[Entry, Facts]]
 def report_text(inspection: Inspection, plan: Plan, *, readable: bool = False) -> str:
     """The report, a line each finding, with every bad picture named.
 
-    Copies, sizes and captions are those of the good pictures, or of all that are ``readable``.
+    Copies, sizes and captions are those of the good pictures, or of all that are ``readable``;
+    what would be trained on, and how much room it takes, is told of the good ones alone.
     """
     bad, listing = len(inspection.problems), inspection.listing
     looked = inspection.readable if readable else inspection.good
@@ -54,8 +55,10 @@ def report_text(inspection: Inspection, plan: Plan, *, readable: bool = False) -
             lines.append(f"with a mask: {count} of {counted(len(looked), 'picture')}")
         lines += _copies(looked)
         lines += _long_captions(looked, plan)
-        lines += _sizes(looked, plan)
-        lines += _cache(looked, plan)
+        lines += _sizes(looked)
+        lines += _shapes(inspection.good, plan)
+        lines += _misfits(looked, plan)
+        lines += _cache(inspection.good, plan)
     return "\n".join(lines)
 
 
@@ -88,29 +91,38 @@ def _long_captions(looked: Looked, plan: Plan) -> list[str]:
     return [f"{_are(cut, 'caption')} longer than {_TOKENS} tokens and cut: {_some(cut)}"]
 
 
-def _sizes(looked: Looked, plan: Plan) -> list[str]:
-    """The pictures' sizes, and what bringing them to those of the training does to them."""
+def _sizes(looked: Looked) -> list[str]:
+    """The smallest, the middle and the largest picture."""
     sizes = sorted(((fact.width, fact.height) for _, fact in looked), key=lambda s: s[0] * s[1])
     small, middle, large = (f"{w}x{h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
-    lines = [f"sizes from {small} to {large}, in the middle {middle}"]
-    shapes: Counter[tuple[int, int]] = Counter()
+    return [f"sizes from {small} to {large}, in the middle {middle}"]
+
+
+def _shapes(used: Looked, plan: Plan) -> list[str]:
+    """How many pictures are brought to each of the training's shapes, and what is cut off."""
     cuts: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for _, fact in used:
+        shape = plan.geometry.nearest(fact.width, fact.height)
+        cuts[shape].append(cut_share((fact.width, fact.height), shape))
+    return [
+        f"{shape[0]}x{shape[1]}: {counted(len(cut), 'picture')}, {sum(cut) / len(cut):.0%} "
+        f"of the area is cut off{_repeated(len(cut), plan)}"
+        for shape, cut in sorted(cuts.items())
+    ]
+
+
+def _misfits(looked: Looked, plan: Plan) -> list[str]:
+    """Pictures that lose much of their area, and such as are enlarged."""
     much: list[str] = []
     enlarged: list[str] = []
     for entry, fact in looked:
         shape = plan.geometry.nearest(fact.width, fact.height)
         cut = cut_share((fact.width, fact.height), shape)
-        shapes[shape] += 1
-        cuts[shape].append(cut)
         if cut > _MUCH:
             much.append(f"{entry.name} ({cut:.0%})")
         if fact.width < shape[0] or fact.height < shape[1]:
             enlarged.append(entry.name)
-    for shape, count in sorted(shapes.items()):
-        lines.append(
-            f"{shape[0]}x{shape[1]}: {counted(count, 'picture')}, {sum(cuts[shape]) / count:.0%} "
-            f"of the area is cut off{_repeated(count, plan)}"
-        )
+    lines = []
     if much:
         lines.append(f"{_are(much, 'picture')} cut by more than {_MUCH:.0%}: {_some(much)}")
     if enlarged:
@@ -126,15 +138,15 @@ def _repeated(count: int, plan: Plan) -> str:
     return f", {again} of them shown again to fill batches of {plan.batch}"
 
 
-def _cache(looked: Looked, plan: Plan) -> list[str]:
+def _cache(used: Looked, plan: Plan) -> list[str]:
     """What latents and embeddings take, as float16."""
-    if plan.text_width is None:
+    if plan.text_width is None or not used:
         return []
     places = 0
-    for _, fact in looked:
+    for _, fact in used:
         width, height = plan.geometry.nearest(fact.width, fact.height)
         places += (width // 8) * (height // 8)
-    texts = {text for entry, _ in looked for text in entry.captions} | {""}
+    texts = {text for entry, _ in used for text in entry.captions} | {""}
     latents = 2 * _MOMENTS * places  # two bytes a number
     embeddings = 2 * _TOKENS * plan.text_width * len(texts)
     captions = (
