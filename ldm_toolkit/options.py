@@ -64,6 +64,16 @@ class GenerateOptions:
     reuse_power: float | None = _help(
         "above 1 the deep part is computed more often at the beginning, below 1 at the end", None
     )
+    gate: float | None = _help(
+        "from this fraction of the steps on, 0 to 1, the prompt's attention stays what it was "
+        "(T-GATE, Zhang et al. 2024); 1 never",
+        None,
+    )
+    attention_every: int | None = _help(
+        "compute self-attention only every N-th step, after the first fifth of them (Pyramid "
+        "Attention Broadcast, Zhao et al. 2024)",
+        None,
+    )
     clip_skip: int = _help("leave out the last N layers of the text encoder", 0)
     eta: float = _help("share of fresh noise in each step, for ddim and tcd; 0 is none", 0.0)
     strength: float | None = _help(
@@ -103,10 +113,14 @@ class GenerateOptions:
             hint = suggestion(self.speed, PRESETS) if isinstance(self.speed, str) else ""
             known = ", ".join(PRESETS)
             problems.append(f"speed must be one of {known}, not {self.speed!r:.80}{hint}")
-        given = {name: getattr(self, name) for name in ("reuse_every", "reuse_depth")}
+        given = {
+            name: getattr(self, name) for name in ("reuse_every", "reuse_depth", "attention_every")
+        }
         for name, value in given.items():
             if value is not None:
                 problems += range_problem(name, value, 1, MAX_STEPS)
+        if self.gate is not None:
+            problems += number_problem("gate", self.gate, 1)
         if self.reuse_power is not None:
             problems += power_problem(self.reuse_power)
         return problems

@@ -88,22 +88,19 @@ def predict(
     conditioning: prompts_.Conditioning,
     step: StepInfo,
     kept: dict[str, Any],
-    evaluate: Evaluate | None = None,
+    evaluate: Evaluate,
 ) -> torch.Tensor:
     """The UNet as the loop wants it: both halves in one batch when guided.
 
-    ``evaluate`` stands in for calling the UNet, and gets ``kept``.
+    ``evaluate`` calls the UNet, or what of it this step needs, and gets ``kept``.
     """
     seen = latents if beside is None else torch.cat([latents, beside], dim=1)
     doubled = torch.cat([seen, seen]) if step.guided else seen
-    embeddings = conditioning.batch(step.guided)
-    if evaluate is None:
-        return _unet(components, doubled, timestep, embeddings)
     return _unet(
         components,
         doubled,
         timestep,
-        embeddings,
+        conditioning.batch(step.guided),
         lambda x, time, text: evaluate(components, x, time, text, step, kept),
     )
 

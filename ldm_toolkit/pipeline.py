@@ -19,6 +19,7 @@ from ldm_toolkit import schedulers
 from ldm_toolkit.compilation import compile_networks
 from ldm_toolkit.denoise import Step, denoise
 from ldm_toolkit.errors import UserError
+from ldm_toolkit.fastpath.attention import install
 from ldm_toolkit.fastpath.reuse import Reuse
 from ldm_toolkit.given import Given
 from ldm_toolkit.guidance import Guidance
@@ -152,6 +153,8 @@ class LatentPipeline(Parts):
         reuse_every: int | None = None,
         reuse_depth: int | None = None,
         reuse_power: float | None = None,
+        gate: float | None = None,
+        attention_every: int | None = None,
         clip_skip: int = 0,
         eta: float = 0.0,
         image: Image.Image | None = None,
@@ -189,6 +192,8 @@ class LatentPipeline(Parts):
         reuse_every: int | None = None,
         reuse_depth: int | None = None,
         reuse_power: float | None = None,
+        gate: float | None = None,
+        attention_every: int | None = None,
         clip_skip: int = 0,
         eta: float = 0.0,
         image: Image.Image | None = None,
@@ -338,6 +343,7 @@ class LatentPipeline(Parts):
         sliced = dataclasses.replace(
             components, unet=unet, attention=set_attention([unet], "sliced")
         )
+        install(unet)
         if components.compiled:
             compile_networks(unet, components.vae, components.device)
         if self.components is components:

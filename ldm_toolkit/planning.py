@@ -9,6 +9,7 @@ import torch
 from ldm_toolkit import given as given_
 from ldm_toolkit import schedulers
 from ldm_toolkit.errors import UserError
+from ldm_toolkit.fastpath.attention import takes_state
 from ldm_toolkit.fastpath.halves import most_depth
 from ldm_toolkit.given import Given
 from ldm_toolkit.hardware import cpu_capability, versions
@@ -63,14 +64,23 @@ def plan(
 
 
 def _check_reuse(recipe: Recipe, components: Components) -> None:
-    """Whether the model's UNet can be cut as a recipe wants it. Raises UserError."""
-    if recipe.reuse_every == 1:
-        return
-    most = most_depth(components.unet)
-    if recipe.reuse_depth > most:
-        raise UserError(
-            f"reuse_depth must be from 1 to {most} with this model, not {recipe.reuse_depth}"
+    """Whether the model's UNet can keep what a recipe wants from step to step. Raises UserError."""
+    problems = []
+    if recipe.reuse_every > 1:
+        most = most_depth(components.unet)
+        if recipe.reuse_depth > most:
+            problems.append(
+                f"reuse_depth must be from 1 to {most} with this model, not {recipe.reuse_depth}"
+            )
+    asked = {"gate": recipe.gate < 1, "attention_every": recipe.attention_every > 1}
+    if any(asked.values()) and not takes_state(components.unet):
+        names = " and ".join(name for name, wanted in asked.items() if wanted)
+        problems.append(
+            f"{names} must be 1 with this model: its UNet's attention is not that of Stable "
+            "Diffusion 1.x and 2.x, or was replaced"
         )
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def _execution(

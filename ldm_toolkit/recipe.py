@@ -123,6 +123,8 @@ class Recipe:
     reuse_every: int = 1
     reuse_depth: int = 1
     reuse_power: float = 1.0
+    gate: float = 1.0
+    attention_every: int = 1
     clip_skip: int = 0
     eta: float = 0.0
     strength: float | None = None
@@ -290,6 +292,7 @@ _WHOLES = {
     "clip_skip": (0, MAX_LAYERS),
     "reuse_every": (1, MAX_STEPS),
     "reuse_depth": (1, MAX_STEPS),
+    "attention_every": (1, MAX_STEPS),
 }
 
 
@@ -300,7 +303,7 @@ def _recipe_problems(recipe: Recipe) -> list[str]:
         problems += text_problem(name, getattr(recipe, name))
     for name, (low, high) in _WHOLES.items():
         problems += range_problem(name, getattr(recipe, name), low, high)
-    for name, high in (("guidance", 1000), ("guidance_rescale", 1), ("eta", 1)):
+    for name, high in (("guidance", 1000), ("guidance_rescale", 1), ("eta", 1), ("gate", 1)):
         problems += number_problem(name, getattr(recipe, name), high)
     if recipe.strength is not None:
         problems += number_problem("strength", recipe.strength, 1)

@@ -13,6 +13,8 @@ class Preset:
     reuse_every: int = 1
     reuse_depth: int = 1
     reuse_power: float = 1.0
+    gate: float = 1.0
+    attention_every: int = 1
 
 
 PRESETS = {

@@ -105,7 +105,7 @@ def largest_difference(one: Image.Image, other: Image.Image) -> int:
 
 def is_sliced(unet: Any) -> bool:
     """Whether the attention of a UNet is computed in slices."""
-    kinds = {type(one).__name__ for one in unet.attn_processors.values()}
+    kinds = {type(one.inner).__name__ for one in unet.attn_processors.values()}
     assert kinds in ({"SlicedAttnProcessor"}, {"AttnProcessor2_0"})
     return kinds == {"SlicedAttnProcessor"}
 

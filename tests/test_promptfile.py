@@ -78,6 +78,7 @@ class TestFormats:
             "height": 72, "scheduler": "Euler a", "guidance_rescale": 0.5, "eta": 0.1,
             "guidance_interval": [0.1, 0.9], "clip_skip": 1, "strength": 0.4, "speed": "fast",
             "reuse_every": 2, "reuse_depth": 1, "reuse_power": 1.5,
+            "gate": 0.5, "attention_every": 2,
             "image": "in.png", "mask": "in.png",
         }  # fmt: skip
         assert {"negative_prompt" if key == "negative" else key for key in row} == set(COLUMNS)

@@ -5,13 +5,14 @@ evaluation between two whole ones costs a fraction and changes the picture littl
 have static shapes, for torch.compile and CUDA graphs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm_toolkit.errors import UserError
+from ldm_toolkit.fastpath.attention import State, beside
 
 __all__ = ["Halves", "most_depth"]
 
@@ -31,11 +32,11 @@ class _Layer(nn.Module):
         super().__init__()
         self.resnet, self.attention, self.upsampler = resnet, attention, upsampler
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, words: Mapping[str, Any]) -> Tensor:
         x = self.resnet(x, time)
         if self.attention is None:
             return x
-        return self.attention(x, encoder_hidden_states=text, return_dict=False)[0]
+        return self.attention(x, **words, return_dict=False)[0]
 
 
 class _Smaller(nn.Module):
@@ -43,7 +44,7 @@ class _Smaller(nn.Module):
         super().__init__()
         self.sampler = sampler
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, words: Mapping[str, Any]) -> Tensor:
         return self.sampler(x)
 
 
@@ -65,43 +66,56 @@ class Halves(nn.Module):
         self._deep = len(self.up) - depth  # the up layers that a shallow evaluation leaves out
         self._factor = 2 ** sum(layer.upsampler is not None for layer in self.up)
 
-    def whole(self, x: Tensor, timestep: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def whole(
+        self, x: Tensor, timestep: Tensor, text: Tensor, state: State | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The UNet's prediction, the same bits as its own, and the deep features at the cut."""
         time, skips = self._begin(x, timestep)
+        words = beside(text, state)
         for layer in self.down:
-            skips.append(layer(skips[-1], time, text))
+            skips.append(layer(skips[-1], time, words))
         hidden = skips[-1]
         if self.middle is not None:
-            text_too = {"encoder_hidden_states": text} if _attends(self.middle) else {}
-            hidden = self.middle(hidden, time, **text_too)
-        hidden = self._climb(hidden, skips, 0, self._deep, time, text)
-        return self._end(hidden, skips, time, text), hidden
+            hidden = self.middle(hidden, time, **(words if _attends(self.middle) else {}))
+        hidden = self._climb(hidden, skips, 0, self._deep, time, words)
+        return self._end(hidden, skips, time, words), hidden
 
-    def shallow(self, x: Tensor, timestep: Tensor, text: Tensor, deep: Tensor) -> Tensor:
+    def shallow(
+        self, x: Tensor, timestep: Tensor, text: Tensor, deep: Tensor, state: State | None = None
+    ) -> Tensor:
         """The prediction with the deep features of another step."""
         time, skips = self._begin(x, timestep)
+        words = beside(text, state)
         for layer in self.down[: len(self.up) - self._deep - 1]:
-            skips.append(layer(skips[-1], time, text))
-        return self._end(deep, skips, time, text)
+            skips.append(layer(skips[-1], time, words))
+        return self._end(deep, skips, time, words)
 
     def _begin(self, x: Tensor, timestep: Tensor) -> tuple[Tensor, list[Tensor]]:
         waves = self.time_proj(timestep.reshape(-1).expand(len(x))).to(x.dtype)
         return self.time_embedding(waves), [self.conv_in(x)]
 
     def _climb(
-        self, x: Tensor, skips: list[Tensor], first: int, last: int, time: Tensor, text: Tensor
+        self,
+        x: Tensor,
+        skips: list[Tensor],
+        first: int,
+        last: int,
+        time: Tensor,
+        words: Mapping[str, Any],
     ) -> Tensor:
         """The up layers first to last - 1; each takes the last of ``skips`` away."""
         odd = any(side % self._factor for side in skips[0].shape[2:])
         layers: list[Any] = list(self.up)[first:last]
         for layer in layers:
-            x = layer(torch.cat([x, skips.pop()], dim=1), time, text)
+            x = layer(torch.cat([x, skips.pop()], dim=1), time, words)
             if layer.upsampler is not None:
                 x = layer.upsampler(x, skips[-1].shape[2:] if odd else None)
         return x
 
-    def _end(self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor) -> Tensor:
-        x = self._climb(x, skips, self._deep, len(self.up), time, text)
+    def _end(
+        self, x: Tensor, skips: list[Tensor], time: Tensor, words: Mapping[str, Any]
+    ) -> Tensor:
+        x = self._climb(x, skips, self._deep, len(self.up), time, words)
         return self.conv_out(self.norm_out(x))
 
 

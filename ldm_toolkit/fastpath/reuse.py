@@ -1,4 +1,13 @@
-"""Deep features of one step for the next ones: when they are computed, and who keeps them."""
+"""What a run keeps from step to step: when it is computed, who gets it, and for how long.
+
+All of it is in the dictionary that each part of a run hands to every evaluation:
+
+- keys and values of the prompts in the cross-attention layers, which are the same in every step:
+  the picture stays what it is;
+- deep features of the UNet, for the evaluations that leave the deep part out;
+- answers of attention layers: of the self-attention ones for the next evaluations, of the
+  cross-attention ones for the rest of the run.
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,6 +18,7 @@ from torch import Tensor
 
 from ldm_toolkit.compilation import compiled
 from ldm_toolkit.denoise import StepInfo
+from ldm_toolkit.fastpath.attention import State, beside, self_attention, takes_state, words_of
 from ldm_toolkit.fastpath.halves import Halves
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.recipe import Recipe
@@ -16,33 +26,55 @@ from ldm_toolkit.recipe import Recipe
 __all__ = ["Reuse"]
 
 _DEEP = "deep features"
+_WORDS = "keys and values"
+_ANSWERS = "answers of attention layers"
+_OWN = "names of the self-attention layers"
 
 
 @dataclass(frozen=True)
 class Reuse:
-    """The whole UNet at some evaluations, its shallow part between them.
+    """What of a run's evaluations is computed anew, and what is what an earlier one computed.
 
     ``every`` evaluations there is a whole one, on average; with a ``power`` above 1 they lie
     closer at the beginning of a run, below 1 at its end (Ma et al. 2024, section 3.4, has uniform
     and non-uniform steps). ``depth`` is that of ``halves.Halves``.
+    From the fraction ``gate`` of the run on, cross-attention answers what it answered last (Zhang
+    et al. 2024, "T-GATE"). After the first fifth of the run, in which the picture's layout is
+    settled, self-attention is computed every ``attention_every`` evaluations (Zhao et al. 2024,
+    "Pyramid Attention Broadcast").
     """
 
-    every: int
+    every: int = 1
     depth: int = 1
     power: float = 1.0
+    gate: float = 1.0
+    attention_every: int = 1
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "Reuse | None":
-        """What a recipe asks for; None where every evaluation is whole."""
-        if recipe.reuse_every == 1:
-            return None
-        return cls(recipe.reuse_every, recipe.reuse_depth, recipe.reuse_power)
+    def of(cls, recipe: Recipe) -> "Reuse":
+        """What a recipe asks for."""
+        return cls(
+            recipe.reuse_every,
+            recipe.reuse_depth,
+            recipe.reuse_power,
+            recipe.gate,
+            recipe.attention_every,
+        )
 
     def whole_at(self, evaluation: int, total: int) -> bool:
-        """Whether an evaluation of ``total`` computes everything; the first always does."""
+        """Whether an evaluation of ``total`` computes the deep part; the first always does."""
         wholes = math.ceil(total / self.every)
         places = (int(total * (k * self.every / total) ** self.power) for k in range(wholes))
         return evaluation in places
+
+    def frozen_at(self, evaluation: int, total: int) -> bool:
+        """Whether cross-attention answers what it did; never in the first evaluation."""
+        return evaluation > 0 and evaluation / total >= self.gate
+
+    def broadcast_at(self, evaluation: int, total: int) -> bool:
+        """Whether self-attention answers what it did; never in the first fifth."""
+        since = evaluation - math.ceil(total / 5)
+        return since > 0 and since % self.attention_every != 0
 
     def __call__(
         self,
@@ -54,19 +86,44 @@ class Reuse:
         kept: dict[str, Any],
     ) -> Tensor:
         """One UNet evaluation; ``kept`` is what this part of this run keeps from step to step."""
-        cut = _cut(components, self.depth)
+        unet = components.unet
+        state = self._state(unet, text, step, kept)
+        cut = _cut(components, self.depth) if self.every > 1 else None
         deep = _rows_of(kept.get(_DEEP), len(x))
-        if deep is None or self.whole_at(step.evaluation, step.total):
-            prediction, kept[_DEEP] = cut.whole(x, timestep, text)
-            return prediction
-        return cut.shallow(x, timestep, text, deep)
+        if cut is None:
+            prediction = unet(x, timestep, **beside(text, state), return_dict=False)[0]
+        elif deep is None or self.whole_at(step.evaluation, step.total):
+            prediction, kept[_DEEP] = cut.whole(x, timestep, text, state)
+        else:
+            prediction = cut.shallow(x, timestep, text, deep, state)
+        if state is not None:
+            fresh = {place: one for place, one in state.kept.items() if one is not None}
+            kept[_ANSWERS] = kept.get(_ANSWERS, {}) | fresh
+        return prediction
+
+    def _state(self, unet: Any, text: Tensor, step: StepInfo, kept: dict[str, Any]) -> State | None:
+        """What the attention layers get in this evaluation, and are asked for."""
+        rows = len(text)
+        if rows not in kept.get(_WORDS, ()):  # the first evaluation, or guidance begins or ends
+            kept[_WORDS] = {rows: words_of(unet, text) if takes_state(unet) else None}
+            kept[_OWN] = self_attention(unet) if self.attention_every > 1 else []
+        words = kept[_WORDS][rows]
+        if words is None:
+            return None
+        cross = [*words] if self.gate < 1 else []
+        answering = cross if self.frozen_at(step.evaluation, step.total) else []
+        if self.broadcast_at(step.evaluation, step.total):
+            answering = [*answering, *kept[_OWN]]
+        last = {place: _rows_of(kept.get(_ANSWERS, {}).get(place), rows) for place in answering}
+        answers = {place: answer for place, answer in last.items() if answer is not None}
+        return State(words, answers, dict.fromkeys([*cross, *kept[_OWN]]))
 
 
-def _rows_of(deep: Tensor | None, rows: int) -> Tensor | None:
-    """The deep features of as many rows: where guidance has ended, those of the positive half."""
-    if deep is None or len(deep) < rows:
+def _rows_of(kept: Tensor | None, rows: int) -> Tensor | None:
+    """What was kept for as many rows: where guidance has ended, that of the positive half."""
+    if kept is None or len(kept) < rows:
         return None
-    return deep[len(deep) - rows :]
+    return kept[len(kept) - rows :]
 
 
 # By network, so that each is cut, and compiled, once; a network that is gone takes its entry along.

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from ldm_toolkit import schedulers
 from ldm_toolkit.errors import UserError
+from ldm_toolkit.fastpath.attention import install
 from ldm_toolkit.files import staged_directory
 from ldm_toolkit.models.checks import PARTS
 from ldm_toolkit.models.components import Components
@@ -101,6 +102,7 @@ def from_diffusers(pipeline: Any) -> Components:
     )
     for network in PARTS:
         parts[network].eval().requires_grad_(False)
+    install(parts["unet"])
     digests = _tensors_sha256(parts), tokenizer_sha256(parts["tokenizer"])
     identity = ModelIdentity(name, "", *digests)
     return Components(**parts, scheduler_config=config, identity=identity, defaults=defaults)

@@ -12,6 +12,7 @@ import torch
 
 from ldm_toolkit.compilation import compile_networks
 from ldm_toolkit.errors import ModelError, UserError
+from ldm_toolkit.fastpath.attention import install
 from ldm_toolkit.hardware import choose_device, choose_dtype, lay_out, set_attention
 from ldm_toolkit.models.checks import PICKLES, check_model_folder, check_vae_folder
 from ldm_toolkit.models.components import Components
@@ -192,6 +193,7 @@ def _load(
             network.to(target)
         memory_format = lay_out([networks["unet"], networks["vae"]], computing)
         attention = set_attention([networks["unet"], networks["vae"]], attention)
+        install(networks["unet"])
         sha256 = digest.result()
     vocabulary = networks["text_encoder"].config.vocab_size
     if len(tokenizer) > vocabulary:
