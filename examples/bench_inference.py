@@ -4,12 +4,14 @@
     python examples/bench_inference.py                      and Stable Diffusion 1.5's shapes
 
 Every contender is a process of its own, with the same weights and threads; they take turns while
-the others wait, so that a noisy machine is noisy for all. Prints the README's tables. The weights
-of Stable Diffusion 1.5's shapes are random, made here: 2 GB in a temporary folder, and 14 GB of
-memory for all contenders together.
+the others wait, so that a noisy machine is noisy for all. Prints the README's tables. OpenVINO is
+among them where it is installed (pip install openvino). The weights of Stable Diffusion 1.5's
+shapes are random, made here: 2 GB in a temporary folder, and 25 GB of memory for all contenders
+together; --contenders takes some of them.
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -17,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 from bench_tools import bundled, random_sd15, versions
@@ -26,9 +30,13 @@ from ldm_toolkit.evaluation.speed import Contender, Worker, command_of, processo
 CONTENDERS = {
     "diffusers": "diffusers, its default (float32)",
     "diffusers-bf16": "diffusers, bfloat16",
+    "diffusers-compiled": "diffusers, bfloat16, `torch.compile`",
+    "openvino": "diffusers, OpenVINO (bfloat16)",
     "ours": "ldm_toolkit",
     "ours-compiled": "ldm_toolkit, `compile`",
 }
+COMPILED = ("diffusers-compiled", "openvino", "ours-compiled")
+THERE = [name for name in CONTENDERS if name != "openvino" or find_spec("openvino") is not None]
 PROMPT = "a dog wearing hat"
 DRAWING = {"guidance": 7.5, "scheduler": "ddim"}
 # What a script without a pipeline imports and reads before it can begin.
@@ -73,17 +81,18 @@ def main() -> None:
     parser.add_argument("--only", choices=("storybook", "sd15"), help="one of the two models")
     parser.add_argument("--rounds", type=int, default=3, help="turns a contender (default: 3)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
+    parser.add_argument("--steps", type=int, help="of a picture (default: 50, and 4 of 1.5's)")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=THERE)
     arguments = parser.parse_args()
     print(f"{processor()}, {arguments.threads} threads, {versions()}")
     print(f"a product of matrices is {ceiling(arguments.threads):.2f}x as fast in bfloat16 here")
     if arguments.only != "sd15":
-        bench("the bundled model, 512x512, 50 steps", bundled(), 50, arguments)
+        bench("the bundled model", bundled(), 50, arguments)
         cold_start(arguments)
     if arguments.only != "storybook":
         with tempfile.TemporaryDirectory() as folder:
             model = random_sd15(Path(folder) / "sd15")
-            bench("Stable Diffusion 1.5's shapes, 512x512, 4 steps", model, 4, arguments)
+            bench("Stable Diffusion 1.5's shapes", model, 4, arguments)
 
 
 def ceiling(threads: int) -> float:
@@ -94,12 +103,13 @@ def ceiling(threads: int) -> float:
     return float(done.stdout)
 
 
-def bench(title: str, model: Path, steps: int, arguments: argparse.Namespace) -> None:
-    """Let the contenders take turns and print their table."""
+def bench(title: str, model: Path, usual: int, arguments: argparse.Namespace) -> None:
+    """Let the contenders take turns, of ``usual`` steps if nothing is said; print their table."""
+    steps = arguments.steps if arguments.steps is not None else usual
     with tempfile.TemporaryDirectory() as folder:
         pictures = {name: str(Path(folder) / f"{name}.npy") for name in arguments.contenders}
         commands = {
-            name: command_of(contender(name, model, arguments.threads))
+            name: command(name, contender(name, model, arguments.threads))
             for name in arguments.contenders
         }
         with running(commands) as workers:
@@ -109,16 +119,31 @@ def bench(title: str, model: Path, steps: int, arguments: argparse.Namespace) ->
             for _ in range(arguments.rounds):
                 for name, worker in workers.items():
                     worker.ask(steps=steps, picture=pictures[name])
-        _print_table(title, workers, pictures)
+        _print_table(f"{title}, 512x512, {steps} steps", workers, pictures)
+
+
+def command(name: str, asked: Contender) -> list[str]:
+    """What starts a contender: the package's own process, or the one around OpenVINO."""
+    if name != "openvino":
+        return command_of(asked)
+    script = Path(__file__).with_name("bench_openvino.py")
+    return [sys.executable, str(script), json.dumps(asdict(asked))]
 
 
 def contender(name: str, model: Path, threads: int) -> Contender:
     """What draws under this name."""
-    shared = {"model": str(model), "threads": threads, "prompt": PROMPT, "drawing": DRAWING}
-    if name.startswith("diffusers"):
-        dtype = "bfloat16" if name == "diffusers-bf16" else "float32"
-        return Contender(kind="diffusers", loading={"dtype": dtype}, **shared)
-    return Contender(kind="ours", loading={"compile": name == "ours-compiled"}, **shared)
+    kind, _, how = name.partition("-")
+    loading: dict[str, object] = {"compile": how == "compiled"}
+    if kind != "ours":
+        loading["dtype"] = "float32" if name == "diffusers" else "bfloat16"
+    return Contender(
+        kind=kind,
+        model=str(model),
+        threads=threads,
+        prompt=PROMPT,
+        drawing=DRAWING,
+        loading=loading,
+    )
 
 
 def cold_start(arguments: argparse.Namespace) -> None:
@@ -155,8 +180,9 @@ def _print_table(title: str, workers: dict[str, Worker], pictures: dict[str, str
             f"| {_distance(pictures[base.name], pictures[name])} |"
         )
     slow = {name: worker.answers[0]["seconds"] for name, worker in workers.items()}
-    if "ours-compiled" in slow:
-        print(f"\ncompiling, with the first two steps: {slow['ours-compiled']:.0f} s")
+    told = [f"{name} {slow[name]:.0f} s" for name in slow if name in COMPILED]
+    if told:
+        print(f"\ncompiling, with the first two steps: {', '.join(told)}")
 
 
 def _distance(first: str, second: str) -> str:

@@ -1,5 +1,6 @@
-"""What the benchmarks share: models and versions."""
+"""What the benchmarks share: models, versions, tables."""
 
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -48,3 +49,10 @@ def bundled() -> Path:
 def versions() -> str:
     """The versions of torch and diffusers."""
     return ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers"))
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Markdown, the first column to the left."""
+    columns = list(head)
+    lines = [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -12,7 +12,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,9 +93,12 @@ class Diffusers:
         drawing = dict(asked.drawing)
         pipe.scheduler = schedulers.create(drawing.pop("scheduler"), pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)
+        compiled = bool(asked.loading.get("compile", False))
+        if compiled:  # as its documentation does
+            pipe.unet.compile(fullgraph=True)
         self._pipe, self._guidance = pipe, drawing.pop("guidance")
         self._drawing = drawing
-        self.about = _about(self.device, dtype)
+        self.about = _about(self.device, dtype) | {"compile": compiled}
 
     @torch.no_grad()
     def encode(self) -> object:
@@ -123,7 +126,8 @@ class Diffusers:
         return images
 
 
-_KINDS: dict[str, Callable[[Contender], Drawing]] = {"ours": Ours, "diffusers": Diffusers}
+Kinds = Mapping[str, Callable[[Contender], Drawing]]
+_KINDS: Kinds = {"ours": Ours, "diffusers": Diffusers}
 
 
 def answer(model: Drawing, order: dict[str, Any]) -> dict[str, float]:
@@ -150,13 +154,13 @@ def answer(model: Drawing, order: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Load, say so, and answer orders until stdin ends."""
+def main(arguments: Sequence[str], kinds: Kinds = _KINDS) -> None:
+    """Load, say so, and answer orders until stdin ends; ``kinds`` may be others than ours."""
     asked = Contender(**json.loads(arguments[0]))
     if asked.threads is not None:
         torch.set_num_threads(asked.threads)
     began = time.perf_counter()
-    model = _KINDS[asked.kind](asked)
+    model = kinds[asked.kind](asked)
     _tell({"load": _now(model.device) - began, "about": model.about})
     for line in sys.stdin:
         _tell(answer(model, json.loads(line)))

@@ -219,6 +219,22 @@ class Judge:
             found.append(Verdict(bool(valid[row]), values, sure))
         return found
 
+    @torch.inference_mode()
+    def log_probabilities(
+        self, features: Tensor, asked_for: Sequence[Mapping[str, str]]
+    ) -> list[float]:
+        """How sure it is that pictures (N, F) are valid and show all that is asked: ln p of each.
+
+        Attributes count as independent, as the network's heads are.
+        """
+        logits = self.net.decide(features)
+        sure = nn.functional.logsigmoid(logits.pop("valid")).tolist()
+        for row, wanted in enumerate(asked_for):
+            for name, value in wanted.items():
+                place = ATTRIBUTES[name].index(value)
+                sure[row] += float(logits[name][row].log_softmax(0)[place])
+        return sure
+
 
 def _attributes() -> dict[str, list[str]]:
     return {name: list(values) for name, values in ATTRIBUTES.items()}

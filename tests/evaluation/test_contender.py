@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +66,20 @@ def test_the_process_answers_lines_with_lines(
     assert "loras" not in ready["about"]
     assert ready["load"] > 0
     assert [answer.keys() for answer in answers] == [KEYS, KEYS]
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_diffusers_is_compiled_where_that_is_asked(asked: Contender, compile: bool) -> None:
+    loading = {**asked.loading, "compile": compile}
+    model = contender.Diffusers(replace(asked, kind="diffusers", loading=loading))
+    assert (model._pipe.unet._compiled_call_impl is not None) == compile
+    assert model.about["compile"] == compile
+
+
+def test_the_process_may_hold_other_kinds(
+    asked: Contender, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(contender.sys, "stdin", io.StringIO('{"steps": 1}\n'))
+    told = asdict(asked) | {"kind": "another"}
+    contender.main([json.dumps(told)], {"another": contender.Ours})
+    assert len(capsys.readouterr().out.splitlines()) == 2

@@ -64,6 +64,20 @@ def test_pairs_are_compared_with_each_other() -> None:
     assert found.as_dict()["count"] == 300
 
 
+def test_the_interval_of_a_paired_difference_is_the_normal_one_for_many_pairs() -> None:
+    """McNemar's: of right and wrong answers whose difference is -1, 0 or 1."""
+    first = [1.0] * 700 + [0.0] * 300
+    second = [0.0] * 60 + [1.0] * 640 + [1.0] * 40 + [0.0] * 260
+    lost, won, count = 60, 40, 1000
+    deviation = ((lost + won) / count - ((won - lost) / count) ** 2) ** 0.5 / count**0.5
+    found = paired_difference(first, second)
+    assert found.value == pytest.approx((won - lost) / count)
+    low, high = stats.norm.interval(0.95, found.value, deviation)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.3 * deviation)
+    alone = mean(second)  # without the pairs it would be wider
+    assert found.high - found.low < 0.8 * (alone.high - alone.low)
+
+
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     """With groups of one sample each; and of larger ones near it."""
     data = np.random.default_rng(0).normal(3, 2, 200)

@@ -1,6 +1,7 @@
 """The judge: its file, its verdicts, and the pictures that it must refuse."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -31,6 +32,25 @@ def test_a_judge_comes_back_from_its_file(kind, pictures, tmp_path):
     for verdict in found.verdicts(pictures, batch_size=2):
         assert all(verdict.values[name] in values for name, values in ATTRIBUTES.items())
         assert all(0 < sure <= 1 for sure in verdict.probabilities.values())
+
+
+def test_log_probabilities_are_those_of_the_verdicts(pictures):
+    """Of what the judge saw itself, and of another value by softmax."""
+    torch.manual_seed(1)
+    judge = Judge(JudgeNet("residual", (8, 16)))
+    features = judge.features(pictures)
+    verdicts = judge.decide(features)
+    with torch.inference_mode():
+        logits = judge.net.decide(features)
+    valid, sides = logits["valid"].double().sigmoid(), logits["place"].double().softmax(1)
+    wanted = [dict(verdicts[0].values), {"place": "left"}, {}]
+    found = judge.log_probabilities(features, wanted)
+    assert found[0] == pytest.approx(
+        math.log(valid[0] * math.prod(verdicts[0].probabilities.values())), abs=1e-4
+    )
+    left = ATTRIBUTES["place"].index("left")
+    assert found[1] == pytest.approx(math.log(valid[1] * sides[1, left]), abs=1e-4)
+    assert found[2] == pytest.approx(math.log(valid[2]), abs=1e-4)
 
 
 def test_the_default_judge_is_small():
