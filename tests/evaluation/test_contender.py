@@ -66,3 +66,14 @@ def test_the_process_answers_lines_with_lines(
     assert "loras" not in ready["about"]
     assert ready["load"] > 0
     assert [answer.keys() for answer in answers] == [KEYS, KEYS]
+
+
+@pytest.mark.parametrize(("kind", "times"), [("ours", 1), ("diffusers", 0)])
+def test_freed_memory_is_kept_as_by_our_commands_and_for_ours_alone(
+    kind: str, times: int, asked: Contender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr(contender, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(contender.sys, "stdin", io.StringIO(""))
+    contender.main([json.dumps(asdict(asked) | {"kind": kind})])
+    assert len(kept) == times
