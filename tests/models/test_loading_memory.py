@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,23 +66,31 @@ def stored_as(folder: Path, target: Path, dtype: torch.dtype, single: bool) -> P
     return path
 
 
+CASES = {
+    "folder, as it is": (False, torch.float32, "float32"),
+    "folder, halved": (False, torch.float32, "bfloat16"),
+    "folder, doubled": (False, torch.float16, "float32"),
+    "folder, laid out anew": (False, torch.bfloat16, "bfloat16"),
+    "file, halved": (True, torch.float32, "bfloat16"),
+    "file, laid out anew": (True, torch.bfloat16, "bfloat16"),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("computed", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("single", [False, True], ids=["folder", "file"])
-def test_no_weight_is_there_twice(
-    single: bool, stored: torch.dtype, computed: str, model_factory: Factory, tmp_path: Path
-) -> None:
-    models = [
-        stored_as(model_factory(**options), tmp_path / name, stored, single)
-        for name, options in (("small", {}), ("large", {"unet_channels": WIDE}))
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, computed, *map(str, models)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        capture_output=True,
-        text=True,
-    )
+@pytest.mark.parametrize("case", CASES)
+def test_no_weight_is_there_twice(case: str, model_factory: Factory) -> None:
+    single, stored, computed = CASES[case]
+    with tempfile.TemporaryDirectory() as folder:  # pytest would keep gigabytes of three runs
+        models = [
+            stored_as(model_factory(**options), Path(folder) / name, stored, single)
+            for name, options in (("small", {}), ("large", {"unet_channels": WIDE}))
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, computed, *map(str, models)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            capture_output=True,
+            text=True,
+        )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["weights"] > 250 << 20
