@@ -89,6 +89,7 @@ def main() -> None:
     if arguments.only != "sd15":
         bench("the bundled model", bundled(), 50, arguments)
         cold_start(arguments)
+        compiled_start(arguments)
     if arguments.only != "storybook":
         with tempfile.TemporaryDirectory() as folder:
             model = random_sd15(Path(folder) / "sd15")
@@ -163,6 +164,24 @@ def cold_start(arguments: argparse.Namespace) -> None:
     print(f"| `ldm-gen`, to the first step | {first:.1f} |")
     print(f"| a script that imports the classes and reads the weights | {second:.1f} |")
     print(f"\nratio {first / second:.2f}", flush=True)
+
+
+def compiled_start(arguments: argparse.Namespace) -> None:
+    """Print how long a process takes to its first picture: eager, compiling, compiled before."""
+    kinds = (
+        ("not compiled", "ours"),
+        ("compiled for the first time", "ours-compiled"),
+        ("compiled, and by another process before", "ours-compiled"),
+    )
+    print("\n| start to the first picture of 2 steps | seconds |\n| --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # of this comparison alone
+        for title, name in kinds:
+            command = command_of(contender(name, bundled(), arguments.threads))
+            with running({name: command}) as workers:
+                first = workers[name].ask(steps=2)
+                print(f"| {title} | {workers[name].started + first['seconds']:.1f} |", flush=True)
+        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
 
 
 def _print_table(title: str, workers: dict[str, Worker], pictures: dict[str, str]) -> None:

@@ -3,8 +3,12 @@
 import contextlib
 import functools
 import logging
+import os
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +30,7 @@ def compile_networks(unet: Any, vae: Any, device: torch.device) -> None:
     stay as they are. Raises UserError where there is no compiler.
     """
     check_compiler(device)
+    _keep_compiled()
     _tell_times()
     torch._dynamo.config.recompile_limit = max(_MOST_VERSIONS, torch._dynamo.config.recompile_limit)
     for network in (unet, vae.encoder, vae.decoder):
@@ -63,6 +68,23 @@ def check_compiler(device: torch.device) -> None:
             "compiling for this device needs the package triton; install it, or go on without "
             "compile"
         )
+
+
+def _keep_compiled() -> None:
+    """Let inductor keep what it makes in the user's cache folder, for the next process.
+
+    Its own choice is the temporary folder, which a restart empties and other users can write in.
+    TORCHINDUCTOR_CACHE_DIR decides where it is set.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    system = {"win32": os.environ.get("LOCALAPPDATA"), "darwin": "~/Library/Caches"}
+    usual = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = Path(system.get(sys.platform) or usual).expanduser() / "ldm_toolkit" / "inductor"
+    with contextlib.suppress(OSError):  # without a home that can be written it is as torch has it
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
 
 
 @functools.cache

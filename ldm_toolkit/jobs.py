@@ -22,7 +22,7 @@ from ldm_toolkit.files import (
     write_atomic,
 )
 from ldm_toolkit.images import is_untouched, open_image, read_recipe, save_image
-from ldm_toolkit.promptfile import Row
+from ldm_toolkit.promptfile import USUAL_BATCH, Row
 from ldm_toolkit.recipe import MAX_SEED, Recipe
 from ldm_toolkit.tokens import chunk_prompt
 
@@ -70,7 +70,7 @@ def open_job(
     *,
     seed: int | None,
     drawn: int,
-    batch_size: int = 1,
+    batch_size: int = USUAL_BATCH,
     format: str = "png",
     setting: Mapping[str, Any] | None = None,
 ) -> Job:

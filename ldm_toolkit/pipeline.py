@@ -32,7 +32,7 @@ from ldm_toolkit.models.load import load_components
 from ldm_toolkit.options import GenerateOptions
 from ldm_toolkit.parts import Parts, predict
 from ldm_toolkit.planning import plan
-from ldm_toolkit.preview import preview
+from ldm_toolkit.preview import preview, with_preview_vae
 from ldm_toolkit.recipe import Recipe
 from ldm_toolkit.run import Result, Run
 
@@ -122,6 +122,13 @@ class LatentPipeline(Parts):
     def load_embedding(self, path: str | Path, token: str | None = None) -> None:
         """Teach prompts the word of a textual inversion. Raises ModelError and UserError."""
         self._use(adapters.load_embedding(self.components, path, token))
+
+    def load_preview_vae(self, place: str | Path) -> None:
+        """Let previews come from a small decoder: diffusers' AutoencoderTiny, a folder or a file.
+
+        Raises ModelError.
+        """
+        self._use(with_preview_vae(self.components, place))
 
     def _use(self, components: Components) -> None:
         """Go on with other networks."""

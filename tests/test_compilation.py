@@ -1,6 +1,10 @@
 """compile=True: the same pictures, said in the recipe, errors in one line."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -93,3 +97,60 @@ def test_networks_with_a_lora_are_compiled_too(
     monkeypatch.setattr(adapters, "unload_loras", lambda _: copy)
     pipe.unload_loras()
     assert pipe.components.unet._compiled_call_impl is not None
+
+
+HOMES = {
+    "the user's cache": ({"HOME": "home"}, "home/.cache/ldm_toolkit/inductor"),
+    "XDG": ({"HOME": "home", "XDG_CACHE_HOME": "xdg"}, "xdg/ldm_toolkit/inductor"),
+    "set already": ({"HOME": "home", "TORCHINDUCTOR_CACHE_DIR": "mine"}, "mine"),
+    "no place": ({"HOME": "file"}, None),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other places")
+@pytest.mark.parametrize("case", HOMES)
+def test_what_is_compiled_is_kept_for_the_next_process(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, expected = HOMES[case]
+    (tmp_path / "home").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    for name in ("HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, str(tmp_path / value))
+    compilation._keep_compiled()
+    found = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    assert found == (None if expected is None else str(tmp_path / expected))
+    if case != "set already" and found is not None:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        assert Path(cache_dir()) == Path(found)
+
+
+# A process of its own, as the next start is one; tells what inductor found of the last one's work.
+START = """
+import json, sys
+from torch._dynamo.utils import counters
+from ldm_toolkit.images import pixels_sha256
+from ldm_toolkit.pipeline import LatentPipeline
+pipe = LatentPipeline.from_pretrained(sys.argv[1], device="cpu", dtype="float32", compile=True)
+image = pipe("a dog", steps=1, seed=1).images[0]
+found = {name: counters["inductor"][f"fxgraph_cache_{name}"] for name in ("hit", "miss", "bypass")}
+print(json.dumps(found | {"pixels": pixels_sha256(image)}))
+"""
+
+
+@pytest.mark.slow
+def test_the_next_process_compiles_nothing_anew(tiny_model: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if "INDUCTOR" not in name}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, "-c", START, str(tiny_model)]
+    first, second = (
+        json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
+        for _ in range(2)
+    )
+    assert first["miss"] == second["hit"] == 2  # the UNet and the decoder
+    assert second["miss"] == second["bypass"] == 0
+    assert second["pixels"] == first["pixels"]

@@ -128,3 +128,19 @@ def make_model(
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
+
+
+def make_preview_vae(folder: Path, **changes: object) -> Path:
+    """Write a tiny AutoencoderTiny for 4 latent channels, 8 pixels a position."""
+    from diffusers import AutoencoderTiny
+
+    config = {
+        "encoder_block_out_channels": (8,) * 4,
+        "decoder_block_out_channels": (8,) * 4,
+        "num_encoder_blocks": (1,) * 4,
+        "num_decoder_blocks": (1,) * 4,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        AutoencoderTiny(**config | changes).save_pretrained(folder)
+    return folder

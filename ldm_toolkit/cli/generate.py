@@ -5,6 +5,7 @@ and every mistake answer at once. stdout is data (a path a line), stderr is for 
 """
 
 import dataclasses
+import json
 import logging
 import math
 import sys
@@ -18,8 +19,9 @@ from ldm_toolkit.cli.options import parse
 from ldm_toolkit.cli.output import grid_file, picture_line, steps_folder
 from ldm_toolkit.cli.plan import plan
 from ldm_toolkit.cli.process import prepare_process, run_command
+from ldm_toolkit.cli.profile import Profile
 from ldm_toolkit.cli.request import JobRequest, Request, check
-from ldm_toolkit.cli.terminal import Stop, follow, note, one_line, to_stdout
+from ldm_toolkit.cli.terminal import Stop, follow, note, one_line, show, to_stdout
 from ldm_toolkit.errors import CannotWrite
 from ldm_toolkit.files import staged_directory
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from ldm_toolkit.denoise import Step
     from ldm_toolkit.pipeline import LatentPipeline
     from ldm_toolkit.replay import Original
-    from ldm_toolkit.run import Result
+    from ldm_toolkit.run import Result, Run
 
 __all__ = ["main"]
 
@@ -100,21 +102,21 @@ def _generate(request: Request, stop: Stop) -> int:
     every picture has the bits that it would have alone.
     """
     started = time.monotonic()
+    profile = Profile(request.reports.profile is not None)
     if not request.quiet:
         note(f"loading {request.choice.model}")
     if request.choice.compile and request.count < _PAYS_FROM and not request.quiet:
         note("compiling takes a minute or more first; it pays in jobs of many pictures")
-    threads = threads_for(request.threads, request.original)
-    prompts = () if request.quiet else (request.options.prompt,)
-    pipe = load_pipeline(
-        request.choice, threads=threads, original=request.original, prompts=prompts
-    )
+    pipe = _loaded(request, profile)
     code = 0
     thumbnails: list[Image.Image] = []
-    first = None
+    first = recipe = None
     for index in range(request.count):
         before = time.monotonic()
-        path, result = _picture(pipe, request, index, stop)
+        trace = request.reports.trace if index == 0 else None
+        with profile.traced(trace, overwrite=request.destination.overwrite):
+            path, result = _picture(pipe, request, index, stop, profile)
+        recipe = result.recipes[0] if index == 0 else recipe
         _tell(request, path, result, time.monotonic() - before)
         if request.original is not None:
             code = _verdict(request.original, result, quiet=request.quiet)
@@ -124,9 +126,31 @@ def _generate(request: Request, stop: Stop) -> int:
             thumbnails.append(result.images[0])
     if first is not None:
         _save_grid(request, first, thumbnails)
+    if request.reports.profile is not None and recipe is not None:
+        about = json.loads(recipe.to_json())
+        profile.save(request.reports.profile, about, overwrite=request.destination.overwrite)
+        if not request.quiet:
+            show(profile.table())
     if not request.quiet:
         note(f"done in {time.monotonic() - started:.1f} s")
     return code
+
+
+def _loaded(request: Request, profile: Profile) -> "LatentPipeline":
+    """The model that the command line names."""
+    with profile.imports(), profile.stage("weights"):
+        pipe = load_pipeline(
+            request.choice,
+            threads=threads_for(request.threads, request.original),
+            original=request.original,
+            prompts=() if request.quiet else (request.options.prompt,),
+            preview_vae=request.reports.preview_vae,
+        )
+    if pipe.components.device.type != "cpu":
+        import torch
+
+        profile.wait = torch.accelerator.synchronize
+    return pipe
 
 
 def _tell(request: Request, path: Path, result: "Result", seconds: float) -> None:
@@ -167,7 +191,7 @@ def _verdict(original: "Original", result: "Result", *, quiet: bool) -> int:
 
 
 def _picture(
-    pipe: "LatentPipeline", request: Request, index: int, stop: Stop
+    pipe: "LatentPipeline", request: Request, index: int, stop: Stop, profile: Profile
 ) -> "tuple[Path, Result]":
     """Make and write one picture; return where it is, and the picture."""
     seed = request.seed + index
@@ -178,27 +202,36 @@ def _picture(
         arguments["batch_size"] = size if size <= _LARGEST_BATCH else None
         arguments["vae_tiling"] = request.original.recipe.vae_tiling
     arguments |= {"image": request.image, "mask": request.mask}
-    run = pipe.stream(arguments.pop("prompt"), **arguments)
+    with profile.stage("text"):
+        run = pipe.stream(arguments.pop("prompt"), **arguments)
     path = request.destination.path(seed)
     label = "drawing" if request.count == 1 else f"picture {index + 1}/{request.count}"
-    steps: Iterable[Step] = stop.between(run)
+    steps: Iterable[Step] = stop.between(profile.each(run))
     if not request.quiet:
         steps = follow(steps, run.total, label)
     if request.every is None:
         for _ in steps:
             pass
-        return _write(request, run.result, path, seed), run.result
+        return _finished(run, request, path, profile)
     # The folder gets its name when the picture has, so that an interruption leaves neither.
     # Another run may take the picture's name meanwhile: the folder is called as the picture is.
     with staged_directory(steps_folder(path), lambda: steps_folder(path)) as folder:
-        _save_intermediates(steps, folder, request.every)
-        path = _write(request, run.result, path, seed)
+        _save_intermediates(steps, folder, request, profile)
+        path, result = _finished(run, request, path, profile)
     if not request.quiet:
         note(f"intermediates in {steps_folder(path)}")
-    return path, run.result
+    return path, result
 
 
-def _write(request: Request, result: "Result", path: Path, seed: int) -> Path:
+def _finished(run: "Run", request: Request, path: Path, profile: Profile) -> "tuple[Path, Result]":
+    """Decode and write the picture of a run that came to its end."""
+    with profile.stage("decode"):
+        result = run.result
+    with profile.stage("save"):
+        return _write(request, result, path), result
+
+
+def _write(request: Request, result: "Result", path: Path) -> Path:
     """Write the picture; when another process took the name meanwhile, under the next one."""
     from ldm_toolkit.images import save_image
 
@@ -214,22 +247,25 @@ def _write(request: Request, result: "Result", path: Path, seed: int) -> Path:
         except CannotWrite as error:
             if not isinstance(error.__cause__, FileExistsError):
                 raise
-            path = place.path(seed)  # raises for a name that the person chose
+            path = place.path(result.recipes[0].seed)  # raises for a name that the person chose
         else:
             return path
 
 
-def _save_intermediates(steps: "Iterable[Step]", folder: Path, every: int) -> None:
-    """Write the decoded prediction of each ``every``-th step and the last, and a contact sheet."""
+def _save_intermediates(
+    steps: "Iterable[Step]", folder: Path, request: Request, profile: Profile
+) -> None:
+    """Write what each ``request.every``-th step and the last promise, and a contact sheet."""
     from ldm_toolkit.images import contact_sheet, save_image
 
     thumbnails, labels = [], []
     for step in steps:
         number = step.index + 1
-        if number % every and number != step.total:
+        if number % (request.every or 1) and number != step.total:
             continue
-        picture = step.decoded()
-        save_image(picture, folder / f"step-{number:04d}.png", overwrite=True)
+        with profile.stage("intermediates"):
+            picture = step.preview() if request.reports.preview_vae else step.decoded()
+            save_image(picture, folder / f"step-{number:04d}.png", overwrite=True)
         picture.thumbnail((192, 192))
         thumbnails.append(picture)
         labels.append(f"step {number}")

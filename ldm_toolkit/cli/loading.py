@@ -1,8 +1,10 @@
 """From a command line's choice of a model to the pipeline."""
 
+import contextlib
 import dataclasses
+import gc
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ldm_toolkit.cli.model import ModelChoice
@@ -25,11 +27,40 @@ def load_pipeline(
     threads: int | None,
     original: "Original | None" = None,
     prompts: Iterable[str] = (),
+    preview_vae: str | None = None,
 ) -> "LatentPipeline":
     """Load the model with its LoRAs and embeddings; for a replay as the picture was made.
 
     A bundled model knows few words: which of ``prompts`` it never saw is told.
     """
+    with _without_collecting():
+        pipe = _loaded(choice, threads, original, preview_vae)
+    _tell_unseen(choice.model, pipe, prompts)
+    return pipe
+
+
+@contextlib.contextmanager
+def _without_collecting() -> Iterator[None]:
+    """No looking for garbage in the block.
+
+    What libraries make when they are imported stays; to go through it again and again would be an
+    eighth of all that a start computes.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _loaded(
+    choice: ModelChoice,
+    threads: int | None,
+    original: "Original | None",
+    preview_vae: str | None,
+) -> "LatentPipeline":
     from ldm_toolkit.pipeline import LatentPipeline
 
     if threads is not None:
@@ -55,9 +86,10 @@ def load_pipeline(
         pipe.load_lora(path, scale)
     for path, word in choice.embeddings:
         pipe.load_embedding(path, word)
+    if preview_vae is not None:
+        pipe.load_preview_vae(preview_vae)
     if original is not None:
         _compare_weights(original, pipe)
-    _tell_unseen(choice.model, pipe, prompts)
     return pipe
 
 

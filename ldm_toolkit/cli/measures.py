@@ -124,7 +124,7 @@ _BOUNDS = (
 _TURNS = (
     Option("--against", "also measure this, in turns: diffusers, its default pipeline on the same "
            "weights", metavar="diffusers"),
-    Option("--batches", "how many pictures at once, one after the other", default="1,2,4",
+    Option("--batches", "how many pictures at once, one after the other", default="1,2,4,8",
            metavar="N,N"),
     Option("--rounds", "turns of each", int, default=3, least=1, most=1000),
 )  # fmt: skip

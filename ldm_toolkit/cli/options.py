@@ -12,17 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ldm_toolkit import schedulers
+from ldm_toolkit.cli.output_options import add_output_options
 from ldm_toolkit.cli.terminal import to_stdout
 from ldm_toolkit.errors import UserError
-from ldm_toolkit.files import PICTURE_SUFFIXES
 from ldm_toolkit.models import identity
-from ldm_toolkit.promptfile import kind_of
+from ldm_toolkit.promptfile import USUAL_BATCH, kind_of
 from ldm_toolkit.recipe import GenerateOptions
 
 __all__ = [
     "ATTENTION",
     "DTYPES",
-    "FORMATS",
     "Parser",
     "Print",
     "add_machine_options",
@@ -43,6 +42,7 @@ examples:
   ldm-gen --replay a-fox-7.png                     make it again: is it the same, and if not, why
   ldm-gen --prompts prompts.txt --seed 1 -o many/  a job; the same command carries it on
   ldm-gen "a bear" --save-intermediates 10         how it comes out of the noise
+  ldm-gen "a fox" --profile fox.json               where the time went
   ldm-gen "a cat with a crown" --image cat.png --strength 0.6    a picture drawn over
   ldm-gen "a house" --model ./my-model -o house.png     a model folder of your own
   ldm-gen -- "--a prompt that begins with a dash"
@@ -60,7 +60,6 @@ _FLAGS = {"negative_prompt": "--negative"}
 
 ATTENTION = ("auto", "sdpa", "sliced", "xformers")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-FORMATS = tuple(dict.fromkeys(PICTURE_SUFFIXES.values()))
 
 
 class Parser(argparse.ArgumentParser):
@@ -150,7 +149,7 @@ def build_parser(*, promptless: bool = False) -> argparse.ArgumentParser:
     _add_starting_options(parser.add_argument_group("from a picture"))
     _add_many_options(parser.add_argument_group("many pictures, or one again"))
     add_machine_options(parser.add_argument_group("model and machine"))
-    _add_output_options(parser.add_argument_group("output"))
+    add_output_options(parser.add_argument_group("output"))
     _add_information(parser.add_argument_group("information"))
     return parser
 
@@ -193,7 +192,10 @@ def _add_many_options(group: argparse._ArgumentGroup) -> None:
         "mask), or - for stdin; into -o FOLDER/, carried on by the same command",
     )
     group.add_argument(
-        "--batch-size", metavar="N", help="pictures of --prompts computed at once (default: 1)"
+        "--batch-size",
+        metavar="N",
+        help="pictures of --prompts computed at once; worth it on GPUs, see ldm-eval speed "
+        f"(default: {USUAL_BATCH})",
     )
     group.add_argument(
         "--replay",
@@ -281,47 +283,6 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="read .bin and .ckpt too, with torch's weights-only loader",
     )
-
-
-def _add_output_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE.png|FOLDER/",
-        help="where to put the picture (default: PROMPT-SEED.png in the current folder)",
-    )
-    group.add_argument(
-        "--format",
-        metavar="|".join(FORMATS),
-        help="of the picture's file; png and webp are lossless, jpg has quality 95 "
-        "(default: what -o ends in, or png; with --replay the picture's own)",
-    )
-    group.add_argument(
-        "--strip-metadata",
-        dest="strip",
-        action="store_true",
-        help="leave out how the picture was made; only the note that a model made it stays",
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    group.add_argument(
-        "--save-intermediates",
-        dest="every",
-        metavar="EVERY",
-        help="also write what the model sees at each EVERY-th step, and a contact sheet, "
-        "into PICTURE-steps/",
-    )
-    group.add_argument(
-        "--json",
-        action="store_true",
-        help="print a line of JSON a picture: path, seed, recipe, seconds",
-    )
-    group.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check everything, print as JSON what would be done, with the values that the model "
-        "gives where you said nothing, and do nothing",
-    )
-    group.add_argument("--quiet", action="store_true", help="no progress; errors only")
 
 
 def _add_information(group: argparse._ArgumentGroup) -> None:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from ldm_toolkit import schedulers
 from ldm_toolkit.cli.model import Known, ModelChoice, choose_model, fit_problems
-from ldm_toolkit.cli.options import FORMATS, flag
+from ldm_toolkit.cli.options import flag
 from ldm_toolkit.cli.output import Destination, destination
+from ldm_toolkit.cli.output_options import FORMATS
 from ldm_toolkit.cli.problems import Problems
+from ldm_toolkit.cli.reports import Reports, check_reports
 from ldm_toolkit.errors import UserError, suggestion
 from ldm_toolkit.files import PICTURE_SUFFIXES
-from ldm_toolkit.promptfile import Row, kind_of, read_rows, sound_options
+from ldm_toolkit.promptfile import USUAL_BATCH, Row, kind_of, read_rows, sound_options
 from ldm_toolkit.recipe import MAX_SEED, GenerateOptions, ModelDefaults
 from ldm_toolkit.tokens import parse_weights
 
@@ -50,6 +52,9 @@ _NAMING = {
     "mask": "a file",
     "prompts": "a file",
     "replay": "a picture",
+    "preview_vae": "a folder or a file",
+    "profile": "FILE.json",
+    "trace": "FILE.json",
     "images": "a folder or a data set",
     "reference": "a folder or a data set",
 }
@@ -70,6 +75,7 @@ class Request:
     defaults: ModelDefaults | None
     threads: int | None
     every: int | None
+    reports: Reports
     show_tokens: bool
     quiet: bool
     strip: bool
@@ -126,6 +132,7 @@ def check(arguments: argparse.Namespace) -> Request | JobRequest:
         choice, known = choose_model(arguments, original)
     if options is not None:
         note_wrong(unfit_options(options, known), problems)
+    reports = check_reports(arguments, problems)
     place = None
     with problems.collected():
         place = _destination(arguments, options, count, with_steps=every is not None)
@@ -140,6 +147,7 @@ def check(arguments: argparse.Namespace) -> Request | JobRequest:
         defaults=known.defaults if known is not None else None,
         threads=threads,
         every=every,
+        reports=reports,
         show_tokens=arguments.show_tokens,
         quiet=arguments.quiet,
         strip=arguments.strip,
@@ -180,6 +188,9 @@ def _check_job(arguments: argparse.Namespace, problems: Problems) -> JobRequest:
         "--image": arguments.image is not None,
         "--mask": arguments.mask is not None,
         "--save-intermediates": arguments.every is not None,
+        "--preview-vae": arguments.preview_vae is not None,
+        "--profile": arguments.profile is not None,
+        "--trace": arguments.trace is not None,
         "--strip-metadata": arguments.strip,
         "--overwrite": arguments.overwrite,
         "--grid": arguments.grid,
@@ -198,7 +209,7 @@ def _check_job(arguments: argparse.Namespace, problems: Problems) -> JobRequest:
     with problems.collected():
         _check_format(format)
     threads = problems.number("--threads", arguments.threads, int, least=1, most=MOST_THREADS)
-    batch_size = problems.number("--batch-size", arguments.batch_size, int, least=1, most=1024) or 1
+    batch_size = problems.number("--batch-size", arguments.batch_size, int, least=1, most=1024)
     choice, known = None, None
     with problems.collected():
         choice, known = choose_model(arguments, None)
@@ -220,7 +231,7 @@ def _check_job(arguments: argparse.Namespace, problems: Problems) -> JobRequest:
         rows=rows,
         folder=folder,
         seed=seed,
-        batch_size=batch_size,
+        batch_size=batch_size if batch_size is not None else USUAL_BATCH,
         format=format,
         choice=choice,
         defaults=known.defaults if known is not None else None,
@@ -236,7 +247,7 @@ def leave_out_empty(arguments: argparse.Namespace, problems: Problems) -> None:
     for name, wanted in _NAMING.items():
         value = getattr(arguments, name, None)
         if value == "" or (isinstance(value, list) and "" in value):
-            problems.errors.append(UserError(f"--{name} is empty; say {wanted}"))
+            problems.errors.append(UserError(f"{flag(name)} is empty; say {wanted}"))
             setattr(arguments, name, [one for one in value if one] or None)
 
 

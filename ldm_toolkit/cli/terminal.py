@@ -12,7 +12,17 @@ from typing import TypeVar
 from ldm_toolkit import progress
 from ldm_toolkit.errors import CannotWrite
 
-__all__ = ["Stop", "Stopped", "called", "follow", "note", "one_line", "stoppable", "to_stdout"]
+__all__ = [
+    "Stop",
+    "Stopped",
+    "called",
+    "follow",
+    "note",
+    "one_line",
+    "show",
+    "stoppable",
+    "to_stdout",
+]
 
 T = TypeVar("T")
 
@@ -92,6 +102,13 @@ def note(text: str) -> None:
     """One line on stderr, quiet when nobody can read it."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or None
         sys.stderr.write(f"{_program[-1]}: {one_line(text)}\n")
+        sys.stderr.flush()
+
+
+def show(table: str) -> None:
+    """Lines of our own on stderr as they are, quiet when nobody can read them."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{table}\n")
         sys.stderr.flush()
 
 

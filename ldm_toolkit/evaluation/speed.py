@@ -54,7 +54,7 @@ class Turns:
     """How much is measured: pictures of ``steps`` in each of ``batches``, ``rounds`` times."""
 
     steps: int = 20
-    batches: tuple[int, ...] = (1, 2, 4)
+    batches: tuple[int, ...] = (1, 2, 4, 8)
     rounds: int = 3
 
 
@@ -142,6 +142,7 @@ def speed(
         first = {name: one.ask(steps=2, batch=turns.batches[0]) for name, one in workers.items()}
         warm_up = len(workers) * len(turns.batches)
         orders = _orders(list(workers.values()), turns)
+        peaks: dict[str, dict[int, float]] = {name: {} for name in workers}
         answers: dict[str, dict[int, list[dict[str, Any]]]] = {
             name: {batch: [] for batch in turns.batches} for name in workers
         }
@@ -149,6 +150,8 @@ def speed(
             found = worker.ask(**order)
             if number >= warm_up:
                 answers[worker.name][order["batch"]].append(found)
+            else:
+                peaks[worker.name][order["batch"]] = found["peak"]
     figures = {}
     for name, worker in workers.items():
         figures[name] = _figures(answers[name], turns)
@@ -158,14 +161,22 @@ def speed(
             "first step after the start, s": worker.started + first[name]["first_step"],
         }
         figures[name] |= {title: [value] for title, value in start.items()}
+        if len(turns.batches) > 1:
+            figures[name] |= {
+                f"peak memory, {size} at once, GB": [peak] for size, peak in peaks[name].items()
+            }
     drawing = next(iter(contenders.values())).drawing
     options = {name: drawing[name] for name in ("scheduler", "guidance") if name in drawing}
     return Report(_scores(figures), _settings(workers, turns) | options)
 
 
 def _orders(workers: list[Worker], turns: Turns) -> list[Turn]:
-    """Who draws what, one after the other: first each batch once to warm up."""
-    orders = [(one, {"steps": 2, "batch": batch}) for batch in turns.batches for one in workers]
+    """Who draws what, one after the other: first each batch once to warm up.
+
+    From the smallest to the largest, because a process's peak of memory only grows.
+    """
+    sizes = sorted(turns.batches)
+    orders = [(one, {"steps": 2, "batch": batch}) for batch in sizes for one in workers]
     for number in range(turns.rounds):
         row = workers if number % 2 == 0 else workers[::-1]
         orders += [

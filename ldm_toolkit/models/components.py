@@ -23,7 +23,8 @@ class Components:
 
     ``tokenizer`` and ``text_encoder`` are transformers', ``vae`` and ``unet`` diffusers' classes;
     ``scheduler_config`` is what a scheduler is built from, ``files`` the weight files of each part.
-    ``loras`` and ``embeddings`` tell what `models.adapters` attached.
+    ``loras`` and ``embeddings`` tell what `models.adapters` attached, ``preview_vae`` is what
+    `preview.with_preview_vae` did.
     """
 
     tokenizer: Any
@@ -39,6 +40,7 @@ class Components:
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     loras: tuple[LoraIdentity, ...] = ()
     embeddings: tuple[EmbeddingIdentity, ...] = ()
+    preview_vae: Any = None
 
     @property
     def device(self) -> torch.device:

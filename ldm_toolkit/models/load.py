@@ -48,7 +48,7 @@ class _Opened:
     card: Mapping[str, Any]
     scheduler: str
     tokenizer: Callable[[], Any]
-    tensors: Callable[[str], dict[str, torch.Tensor]]
+    tensors: Callable[[str, torch.dtype, torch.device], dict[str, torch.Tensor]]
     sha256: Callable[[], str]
     unsettled: Description | None = None
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
@@ -129,7 +129,9 @@ def _open_folder(
         card=checked.card,
         scheduler=checked.index["scheduler"][1],
         tokenizer=lambda: load_tokenizer(checked.tokenizer),
-        tensors=lambda part: read_weights(checked.weights[part]),
+        tensors=lambda part, dtype, device: read_weights(
+            checked.weights[part], dtype=dtype, device=device
+        ),
         sha256=lambda: weights_sha256(checked.files),
         files=checked.weights,
     )
@@ -140,6 +142,7 @@ def _open_file(
 ) -> _Opened:
     """A single-file checkpoint, checked. Raises ModelError."""
     pickled = path.suffix.lower() in PICKLES
+    stored: dict[str, torch.Tensor] = {}
     if pickled and not allow_pickle:
         raise ModelError(
             f"{path.name} is a pickle, which can run code when it is read; take the model as "
@@ -151,7 +154,6 @@ def _open_file(
         found = describe(path.name, shapes, {}, with_vae=vae is None)
     else:
         found = check_single_file(path, with_vae=vae is None)
-        stored = read_weights([path])
     configs: dict[str, Any] = found.settled(found.prediction or "v_prediction")
     vae_files: tuple[Path, ...] = ()
     if vae is not None:
@@ -160,10 +162,13 @@ def _open_file(
     # Stable Diffusion 2 was trained with OpenCLIP, which fills up with id 0.
     load_text = file_tokenizer(tokenizer, "!" if found.kind == "2.x" else None)
 
-    def tensors(part: str) -> dict[str, torch.Tensor]:
+    def tensors(part: str, dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
         if part == "vae" and vae_files:
-            return read_weights(vae_files)
-        return convert(part, configs[part], {name: stored[name] for name in found.names[part]})
+            return read_weights(vae_files, dtype=dtype, device=device)
+        names = found.names[part]
+        if pickled:
+            return convert(part, configs[part], {name: stored.pop(name) for name in names})
+        return convert(part, configs[part], read_weights([path], names=names, dtype=dtype))
 
     return _Opened(
         name=path.stem,
@@ -186,7 +191,9 @@ def _load(
         digest = pool.submit(opened.sha256)
         tokenizer = opened.tokenizer()
         networks = {
-            part: build_network(part, opened.configs[part], opened.tensors(part), computing)
+            part: build_network(
+                part, opened.configs[part], opened.tensors(part, computing, target), computing
+            )
             for part in ("text_encoder", "vae", "unet")
         }
         for network in networks.values():

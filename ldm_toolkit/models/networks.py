@@ -4,17 +4,17 @@ Networks are built from the configuration that was checked and filled with the f
 checked: no library looks around in a stranger's folder once more.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
 from ldm_toolkit.errors import LIBRARY_ERRORS, ModelError, first_line
 from ldm_toolkit.models.checks import PICKLES
+from ldm_toolkit.models.headers import check_safetensors
 from ldm_toolkit.models.pickles import load_pickle
 
 __all__ = ["build_network", "read_weights"]
@@ -37,15 +37,25 @@ _TEXT_FIELDS = (
 )
 
 
-def read_weights(files: Iterable[Path]) -> dict[str, torch.Tensor]:
-    """The tensors of a part's checked files, by name. Raises ModelError."""
+def read_weights(
+    files: Iterable[Path],
+    *,
+    names: Collection[str] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> dict[str, torch.Tensor]:
+    """The tensors of a part's checked files, by name; of safetensors those called ``names``.
+
+    ``dtype`` and ``device`` are what they are for, if that is known: they come there one by one,
+    so that memory holds no more than one of them twice. Raises ModelError.
+    """
     state: dict[str, torch.Tensor] = {}
     for path in files:
         if path.suffix.lower() in PICKLES:
             shard = load_pickle(path)
         else:
             try:
-                shard = load_file(path)
+                shard = _read_safetensors(path, names, dtype, device)
             except (SafetensorError, OSError, ValueError) as error:
                 raise ModelError(f"{path.name} cannot be read: {first_line(error)}") from error
         repeated = next((name for name in shard if name in state), None)
@@ -55,10 +65,34 @@ def read_weights(files: Iterable[Path]) -> dict[str, torch.Tensor]:
     return state
 
 
+def _read_safetensors(
+    path: Path,
+    names: Collection[str] | None,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+) -> dict[str, torch.Tensor]:
+    """A file's tensors: mapped where they stay as they are, so that the kernel reads what is used.
+
+    Others are read one by one: pages that were mapped for a moment would count twice. In half
+    precision all are others, because the convolutions' are laid out anew.
+    """
+    there = {entry["dtype"] for entry in check_safetensors(path).values()}
+    same = dtype is None or (dtype == torch.float32 and there.isdisjoint({"F64", "F16", "BF16"}))
+    mapped = same and device in (None, torch.device("cpu"))
+    found = {}
+    with safe_open(path, framework="pt", backend="mmap" if mapped else "pread") as file:
+        for name in file.keys() if names is None else names:
+            value = file.get_tensor(name)
+            # Whole numbers stay what they are, for `build_network` to refuse.
+            wanted = dtype if value.is_floating_point() else None
+            found[name] = value.to(device=device, dtype=wanted)
+    return found
+
+
 def build_network(
     part: str, config: Mapping[str, Any], state: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> Any:
-    """The network of a part ("unet", "vae", "text_encoder") with these weights, in ``dtype``.
+    """The network of a part of a model, or "preview_vae", with these weights, in ``dtype``.
 
     Missing, unexpected and misshapen tensors are a ModelError, not a warning.
     """
@@ -89,6 +123,10 @@ def _empty_network(part: str, config: Mapping[str, Any]) -> Any:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         return AutoencoderKL.from_config(dict(config))
+    if part == "preview_vae":
+        from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+        return AutoencoderTiny.from_config(dict(config))
     from transformers.models.clip.configuration_clip import CLIPTextConfig
     from transformers.models.clip.modeling_clip import CLIPTextModel
 
@@ -135,5 +173,5 @@ def _account_for(
 
 def _fits(value: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether a tensor is an ordinary one of floating-point numbers and of the right shape."""
-    plain = value.layout == torch.strided and value.device.type == "cpu"
+    plain = value.layout == torch.strided and value.device.type != "meta"
     return plain and value.is_floating_point() and value.shape == expected.shape

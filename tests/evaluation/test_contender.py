@@ -83,3 +83,14 @@ def test_the_process_may_hold_other_kinds(
     told = asdict(asked) | {"kind": "another"}
     contender.main([json.dumps(told)], {"another": contender.Ours})
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(("kind", "times"), [("ours", 1), ("diffusers", 0)])
+def test_freed_memory_is_kept_as_by_our_commands_and_for_ours_alone(
+    kind: str, times: int, asked: Contender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr(contender, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(contender.sys, "stdin", io.StringIO(""))
+    contender.main([json.dumps(asdict(asked) | {"kind": kind})])
+    assert len(kept) == times

@@ -27,7 +27,7 @@ for line in sys.stdin:
         sys.exit("no memory for seven")
     step = slow * order["batch"]
     told = {"text": slow, "step": step, "decode": slow, "seconds": step * order["steps"],
-            "first_step": step, "peak": slow}
+            "first_step": step, "peak": slow * order["batch"]}
     print(json.dumps(told), flush=True)
 """
 Follow = Callable[..., object]
@@ -73,6 +73,10 @@ def test_figures_ratios_and_settings(talkers: Path) -> None:
     assert values["theirs: picture of 5 steps, s"] == 15
     assert values["theirs / ours: UNet step, guided"] == 3
     assert values["theirs / ours: peak memory, GB"] == 3
+    peaks = [
+        values[f"{name}peak memory, {n} at once, GB"] for name in ("", "theirs: ") for n in (1, 2)
+    ]
+    assert peaks == [1, 2, 3, 6]
     assert found.scores["picture of 5 steps, s"].count == 2
     assert found.settings["theirs dtype"] == "theirs"
     assert (found.settings["steps"], found.settings["rounds"]) == (5, 2)
@@ -83,6 +87,13 @@ def test_figures_ratios_and_settings(talkers: Path) -> None:
     asked = Contender(kind="ours", model="x", drawing={"guidance": 2.0, "scheduler": "ddim"})
     drawn = speed({"ours": asked}, Turns(batches=(1,), rounds=1), follow).settings
     assert (drawn["guidance"], drawn["scheduler"]) == (2.0, "ddim")
+
+
+def test_memory_is_told_of_growing_batches(talkers: Path) -> None:
+    found = speed({"ours": BOTH["ours"]}, Turns(steps=5, batches=(4, 1), rounds=1), follow).scores
+    told = [line.split()[1] for line in talkers.read_text().splitlines()]
+    assert told == ["2x4", "2x1", "2x4", "5x4", "5x1"]
+    assert [found[f"peak memory, {n} at once, GB"].value for n in (1, 4)] == [1, 4]
 
 
 def test_as_many_steps_as_the_warm_up_has(talkers: Path) -> None:
