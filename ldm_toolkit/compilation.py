@@ -76,7 +76,10 @@ def _keep_compiled() -> None:
     Its own choice is the temporary folder, which a restart empties and other users can write in.
     TORCHINDUCTOR_CACHE_DIR decides where it is set.
     """
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # torch writes its own choice there when it is imported.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) != default_cache_dir():
         return
     system = {"win32": os.environ.get("LOCALAPPDATA"), "darwin": "~/Library/Caches"}
     usual = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

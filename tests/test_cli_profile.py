@@ -208,3 +208,18 @@ def test_an_existing_file_goes_with_overwrite(ldm_gen: Command, workdir: Path) -
     (workdir / "where.json").write_text("old")
     assert ldm_gen("a dog", "--steps", 1, "--profile", "where.json", "--overwrite").code == 0
     assert json.loads((workdir / "where.json").read_text())["steps"] == 1
+
+
+def test_a_process_that_ends_does_not_look_for_garbage() -> None:
+    code = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count() > 0))  # the last one to be called
+from ldm_toolkit.cli.process import prepare_process
+prepare_process("x", online=False, threads=None, told=None, debug=False)
+print(gc.get_freeze_count())
+"""
+    paths = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=paths
+    )
+    assert done.stdout.split() == ["0", "True"]

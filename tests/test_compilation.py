@@ -103,6 +103,10 @@ HOMES = {
     "the user's cache": ({"HOME": "home"}, "home/.cache/ldm_toolkit/inductor"),
     "XDG": ({"HOME": "home", "XDG_CACHE_HOME": "xdg"}, "xdg/ldm_toolkit/inductor"),
     "set already": ({"HOME": "home", "TORCHINDUCTOR_CACHE_DIR": "mine"}, "mine"),
+    "set by torch": (
+        {"HOME": "home", "TORCHINDUCTOR_CACHE_DIR": None},
+        "home/.cache/ldm_toolkit/inductor",
+    ),
     "no place": ({"HOME": "file"}, None),
 }
 
@@ -112,19 +116,20 @@ HOMES = {
 def test_what_is_compiled_is_kept_for_the_next_process(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
+
     given, expected = HOMES[case]
     (tmp_path / "home").mkdir()
     (tmp_path / "file").write_text("no folder")
     for name in ("HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
-        monkeypatch.setenv(name, str(tmp_path / value))
+        place = default_cache_dir() if value is None else tmp_path / value
+        monkeypatch.setenv(name, str(place))
     compilation._keep_compiled()
     found = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     assert found == (None if expected is None else str(tmp_path / expected))
     if case != "set already" and found is not None:
-        from torch._inductor.runtime.cache_dir_utils import cache_dir
-
         assert Path(cache_dir()) == Path(found)
 
 

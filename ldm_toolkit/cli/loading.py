@@ -43,8 +43,8 @@ def load_pipeline(
 def _without_collecting() -> Iterator[None]:
     """No looking for garbage in the block.
 
-    What libraries make when they are imported stays; to go through it again and again would be an
-    eighth of all that a start computes.
+    What libraries make when they are imported stays; to go through it again and again would be a
+    tenth of all that a start computes.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -1,5 +1,7 @@
 """What every command does around its work: signals, errors as one line, quiet libraries."""
 
+import atexit
+import gc
 import logging
 import os
 import sys
@@ -76,6 +78,8 @@ def prepare_process(
     # Waiting threads that spin take the cores from what else runs: 98 s for a picture, not 11.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
+    # On its way out Python looks through all that the libraries made for garbage, for a second.
+    atexit.register(gc.freeze)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     if debug:
