@@ -86,6 +86,7 @@ def prepare_process(
         logging.basicConfig(level=logging.INFO)
         return
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler says when it starts
     os.environ["TRANSFORMERS_VERBOSITY"] = os.environ["DIFFUSERS_VERBOSITY"] = "error"
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.ERROR, format=f"{program}: %(message)s")
