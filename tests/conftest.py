@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: tiny models, one thread."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,16 @@ def _one_thread() -> None:
     Before each test: what begins a training takes all cores.
     """
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command that a test runs in this process says what is shown; the next test decides anew."""
+    loggers = logging.getLogger(), logging.getLogger("ldm_toolkit")
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 PROGRAM = """
-import resource, sys
+import ctypes, resource, sys
 import numpy as np
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size
 if sys.argv[1] == "keep":
     from ldm_toolkit.allocation import keep_freed_memory
     assert keep_freed_memory()

@@ -89,7 +89,8 @@ class TestAttention:
             )
             result = pipe("a dog", steps=2, seed=1)
             assert result.recipes[0].attention == ("sdpa" if name == "auto" else name)
-            kinds = {type(one).__name__ for one in pipe.components.unet.attn_processors.values()}
+            processors = pipe.components.unet.attn_processors.values()
+            kinds = {type(one.inner).__name__ for one in processors}
             assert kinds == {"SlicedAttnProcessor" if name == "sliced" else "AttnProcessor2_0"}
             made[name] = result.latents
         assert torch.equal(made["auto"], made["sdpa"])
