@@ -66,15 +66,20 @@ def reconstructed(
     return made
 
 
-def main() -> None:
-    """Print the report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def options_of(description: str | None, *, decoded: int) -> argparse.Namespace:
+    """Which judge is looked at, and how many pictures."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--judge", type=Path, default=JUDGE_FILE, help="a file; the package's")
     parser.add_argument("--model", default="storybook", help="whose autoencoder decodes")
     parser.add_argument("--renders", type=int, default=3000)
-    parser.add_argument("--decoded", type=int, default=500)
+    parser.add_argument("--decoded", type=int, default=decoded)
     parser.add_argument("--bad", type=int, default=400, help="bad pictures of each kind")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the report."""
+    options = options_of(__doc__, decoded=500)
     judge = Judge.load(options.judge)
     vae = load_network(AutoencoderKL, model_folder(options.model) / "vae").eval()
 

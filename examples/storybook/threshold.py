@@ -7,18 +7,16 @@ colours as a model may draw them, and of reconstructions: that refuses as much a
 Its scenes are neither the training's nor the report's. The weights stay the same bits.
 """
 
-import argparse
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from judge_report import reconstructed
+from judge_report import options_of, reconstructed
 from PIL import Image
 from tqdm import tqdm
 
-from ldm_toolkit.storybook import JUDGE_FILE, scenes
+from ldm_toolkit.storybook import scenes
 from ldm_toolkit.storybook.judge import SIDE, Judge
 from ldm_toolkit.storybook.render import render
 from ldm_toolkit.storybook.spoiled import SPOILED, spoil
@@ -45,13 +43,7 @@ def largest(sure: torch.Tensor, accepted: float) -> float:
 
 def main() -> None:
     """Find the threshold and write it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--judge", type=Path, default=JUDGE_FILE, help="a file; the package's")
-    parser.add_argument("--model", default="storybook", help="whose autoencoder decodes")
-    parser.add_argument("--renders", type=int, default=3000)
-    parser.add_argument("--decoded", type=int, default=60)
-    parser.add_argument("--bad", type=int, default=400, help="bad pictures of each kind")
-    options = parser.parse_args()
+    options = options_of(__doc__, decoded=60)
     judge = Judge.load(options.judge)
     vae = load_network(AutoencoderKL, model_folder(options.model) / "vae").eval()
     drawn = [scenes.sample_scene(SEED, k, "all") for k in range(options.renders)]
