@@ -46,7 +46,14 @@ class Parts:
         ``latents`` are as ``scheduler.scale_model_input`` gives them. For a v-prediction model the
         answer is v.
         """
-        return _unet(self.components, latents, timestep, embeddings).float()
+        unet = self.components.unet
+        return _unet(
+            self.components,
+            latents,
+            timestep,
+            embeddings,
+            lambda x, time, text: unet(x, time, text, return_dict=False)[0],
+        ).float()
 
     def add_noise(
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
@@ -111,9 +118,9 @@ def _unet(
     latents: torch.Tensor,
     timestep: torch.Tensor | float,
     embeddings: torch.Tensor,
-    call: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    call: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """One UNet evaluation in the model's dtype and memory format."""
+    """One UNet evaluation, which ``call`` is, in the model's dtype and memory format."""
     model_input = latents.to(components.device, components.dtype)
     if components.memory_format == "channels_last":
         model_input = model_input.contiguous(memory_format=torch.channels_last)
@@ -121,7 +128,4 @@ def _unet(
     if not isinstance(timestep, torch.Tensor):  # a compiled network is made anew for a number
         timestep = torch.tensor(timestep, device=components.device)
     with explained():
-        if call is not None:
-            return call(model_input, timestep, embeddings).contiguous()
-        prediction = components.unet(model_input, timestep, embeddings, return_dict=False)[0]
-    return prediction.contiguous()
+        return call(model_input, timestep, embeddings).contiguous()
