@@ -14,7 +14,7 @@ from typing import Any
 from ldm_toolkit.errors import ModelError
 from ldm_toolkit.models.configs import check_configs
 from ldm_toolkit.models.headers import check_safetensors
-from ldm_toolkit.models.places import read_json, refuse_code, regular_file
+from ldm_toolkit.models.places import read_card, read_json, refuse_code, regular_file
 
 __all__ = [
     "PARTS",
@@ -152,7 +152,7 @@ def check_model_folder(
         config, weights["vae"] = check_vae_folder(vae, allow_pickle=allow_pickle)
         configs = {**configs, "vae": config}
         check_configs(configs)
-    card = read_json(folder, "ldm_toolkit.json") if (folder / "ldm_toolkit.json").exists() else {}
+    card = read_card(folder)
     if tokenizer is None:
         _check_tokenizer_files(folder, "tokenizer/")
         place = folder / "tokenizer"

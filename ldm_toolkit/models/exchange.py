@@ -22,13 +22,11 @@ from ldm_toolkit.models.components import Components
 from ldm_toolkit.models.configs import image_size, latent_factor
 from ldm_toolkit.models.identity import ModelIdentity
 from ldm_toolkit.models.networks import read_weights
-from ldm_toolkit.models.places import read_json
+from ldm_toolkit.models.places import CARD, read_card
 from ldm_toolkit.models.tokenizer import tokenizer_sha256
 from ldm_toolkit.recipe import ModelDefaults
 
 __all__ = ["from_diffusers", "save_components", "to_diffusers"]
-
-_CARD = "ldm_toolkit.json"
 
 
 def to_diffusers(components: Components, scheduler: Any) -> Any:
@@ -145,7 +143,7 @@ def save_components(components: Components, folder: str | Path, scheduler: Any) 
         (staging / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         about = _latents(components)
         if about:
-            (staging / _CARD).write_text(json.dumps(about, indent=2) + "\n")
+            (staging / CARD).write_text(json.dumps(about, indent=2) + "\n")
 
 
 def _latents(components: Components) -> dict[str, Any]:
@@ -156,8 +154,7 @@ def _latents(components: Components) -> dict[str, Any]:
     unet, vae = (components.files.get(name, ()) for name in ("unet", "vae"))
     if not unet or not vae or unet[0].parent.parent != vae[0].parent.parent:
         return {}
-    source = unet[0].parent.parent
-    known = read_json(source, _CARD) if (source / _CARD).is_file() else {}
+    known = read_card(unet[0].parent.parent)
     return {"latents": known["latents"]} if "latents" in known else {}
 
 

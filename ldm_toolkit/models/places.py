@@ -9,7 +9,9 @@ from typing import Any
 from ldm_toolkit.errors import ModelError
 from ldm_toolkit.files import contained_path
 
-__all__ = ["read_json", "refuse_code", "regular_file"]
+__all__ = ["CARD", "read_card", "read_json", "refuse_code", "regular_file"]
+
+CARD = "ldm_toolkit.json"
 
 _MAX_JSON = 16 << 20
 _MAX_FILES = 20_000
@@ -29,6 +31,11 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ModelError(f"{name} must hold a JSON object, not {type(data).__name__}")
     return data
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What a model folder says of itself to us, empty where it says nothing. Raises ModelError."""
+    return read_json(folder, CARD) if (folder / CARD).exists() else {}
 
 
 def refuse_code(folder: Path) -> None:
