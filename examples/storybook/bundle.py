@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from ldm_toolkit.files import staged_directory, write_atomic
+from ldm_toolkit.models.places import CARD
 
 BUNDLED = Path(__file__).parents[2] / "ldm_toolkit" / "models" / "bundled"
 WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model"}
@@ -45,7 +46,7 @@ def bundle(model: Path, name: str, revision: str) -> Path:
         shutil.copy(model / "model_index.json", staging)
         defaults = {"scheduler": "ddim", "guidance_rescale": 0.0, "width": 512, "height": 512}
         about = {"name": name, "revision": revision, "latents": "mean", "defaults": defaults}
-        (staging / "ldm_toolkit.json").write_text(json.dumps(about, indent=2) + "\n")
+        (staging / CARD).write_text(json.dumps(about, indent=2) + "\n")
         if text is not None:
             (staging / "README.md").write_text(text)
     return target

@@ -23,6 +23,7 @@ from ldm_toolkit.evaluation.intervals import Interval
 from ldm_toolkit.evaluation.speed import processor
 from ldm_toolkit.files import write_atomic
 from ldm_toolkit.models.headers import check_safetensors
+from ldm_toolkit.models.places import read_card
 from ldm_toolkit.storybook import scenes
 from ldm_toolkit.training.curve import read_metrics
 
@@ -99,7 +100,7 @@ def weights(model: Path) -> str:
 
 def card(model: Path, options: argparse.Namespace) -> str:
     """The whole card."""
-    about = json.loads((model / "ldm_toolkit.json").read_text("utf-8"))
+    about = read_card(model)
     scores, settings = read_scores(options.scores)
     if options.recon is not None:
         found, _ = read_scores(options.recon, "recon")

@@ -8,6 +8,7 @@ from typing import Any
 from ldm_toolkit.errors import LdmToolkitError, listed
 from ldm_toolkit.given import warn_if_small
 from ldm_toolkit.models.defaults import model_defaults
+from ldm_toolkit.models.places import read_card
 from ldm_toolkit.models.vocabulary import unknown_words
 from ldm_toolkit.training.config import UNetConfig
 from ldm_toolkit.training.inputs import network_config
@@ -24,8 +25,7 @@ def warn_of_size(config: UNetConfig, base: Path, vae_folder: Path) -> None:
     """
     if config.from_config is not None:
         return
-    has_card = (base / "ldm_toolkit.json").is_file()
-    card = network_config(base, "ldm_toolkit.json") if has_card else {}
+    card = read_card(base)
     scheduler = network_config(base / "scheduler", "scheduler_config.json")
     configs = {
         "unet": network_config(base / "unet"),

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from ldm_toolkit.errors import CannotWrite, ModelError
 from ldm_toolkit.files import staged_directory, write_atomic
 from ldm_toolkit.models.identity import bundled_models
+from ldm_toolkit.models.places import CARD, read_card
 from ldm_toolkit.training.config import LoopConfig
 from ldm_toolkit.training.inputs import network_config
 
@@ -115,7 +116,7 @@ def complete_model(
         "vae": ["diffusers", "AutoencoderKL"],
     }
     write_json(output / "model_index.json", index)
-    write_json(output / "ldm_toolkit.json", _about(base, output, scheduler_config is not None))
+    write_json(output / CARD, _about(base, output, scheduler_config is not None))
 
 
 def copied_bytes(
@@ -153,13 +154,12 @@ def _files(folder: Path) -> list[Path]:
 def _about(base: Path, output: Path, other_scheduler: bool) -> dict[str, Any]:
     """Name and defaults of a trained model, as `models.load` reads them. Raises ModelError."""
     about: dict[str, Any] = {"name": result_name(output)}
-    if (base / "ldm_toolkit.json").is_file():
-        card = network_config(base, "ldm_toolkit.json")
-        defaults = card.get("defaults")
-        about |= {"latents": card["latents"]} if "latents" in card else {}
-        if isinstance(defaults, dict):
-            left_out = {"scheduler"} if other_scheduler else set()
-            about["defaults"] = {k: v for k, v in defaults.items() if k not in left_out}
+    card = read_card(base)
+    defaults = card.get("defaults")
+    about |= {"latents": card["latents"]} if "latents" in card else {}
+    if isinstance(defaults, dict):
+        left_out = {"scheduler"} if other_scheduler else set()
+        about["defaults"] = {k: v for k, v in defaults.items() if k not in left_out}
     return about
 
 

@@ -12,6 +12,7 @@ from ldm_toolkit.errors import CannotWrite, ModelError, UserError, suggestion
 from ldm_toolkit.models.configs import check_unet
 from ldm_toolkit.models.hub import on_hub
 from ldm_toolkit.models.identity import bundled_models
+from ldm_toolkit.models.places import read_card
 from ldm_toolkit.training.config import (
     JudgeConfig,
     LoopConfig,
@@ -156,6 +157,4 @@ def usual_latents(base: Path) -> Literal["sample", "mean"]:
 
     A UNet that never saw a posterior's noise takes it for a fault, and learns to keep it.
     """
-    card = "ldm_toolkit.json"
-    known = network_config(base, card) if (base / card).is_file() else {}
-    return "mean" if known.get("latents") == "mean" else "sample"
+    return "mean" if read_card(base).get("latents") == "mean" else "sample"
