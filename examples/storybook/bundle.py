@@ -1,6 +1,7 @@
 """The last stage: a trained model becomes package data, float16 and without paths.
 
-python examples/storybook/bundle.py runs/storybook/unet_512 --revision 1
+python examples/storybook/bundle.py runs/storybook/unet_2 \\
+    --vae runs/storybook/decoder_2 --revision 4
 """
 
 import argparse
@@ -33,14 +34,15 @@ def copy_component(source: Path, target: Path, stem: str) -> None:
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def bundle(model: Path, name: str, revision: str) -> Path:
-    """Write the folder of the bundled model and return it."""
+def bundle(model: Path, vae: Path, name: str, revision: str) -> Path:
+    """Write the folder of the bundled model and return it; its autoencoder is that of ``vae``."""
     target = BUNDLED / name
     card = target / "README.md"
     text = card.read_text() if card.is_file() else None
     with staged_directory(target) as staging:
         for component, stem in WEIGHTS.items():
-            copy_component(model / component, staging / component, stem)
+            source = vae if component == "vae" else model
+            copy_component(source / component, staging / component, stem)
         for folder in ("tokenizer", "scheduler"):
             shutil.copytree(model / folder, staging / folder)
         shutil.copy(model / "model_index.json", staging)
@@ -55,7 +57,9 @@ def bundle(model: Path, name: str, revision: str) -> Path:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="folder of the trained model")
+    parser.add_argument("--vae", type=Path, help="that of another model, with the same latents")
     parser.add_argument("--name", default="storybook")
     parser.add_argument("--revision", required=True)
     options = parser.parse_args()
-    print(bundle(options.model, options.name, options.revision))
+    vae = options.vae or options.model
+    print(bundle(options.model, vae, options.name, options.revision))
