@@ -24,6 +24,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         ("openvino", str(EXAMPLES / "bench_openvino.py"), {"dtype": "bfloat16", "compile": False}),
         ("ours", "ldm_toolkit.evaluation.contender", {"compile": False}),
         ("ours-compiled", "ldm_toolkit.evaluation.contender", {"compile": True}),
+        ("ours-openvino", "ldm_toolkit.evaluation.contender",
+         {"compile": False, "backend": "openvino"}),
     ],
 )  # fmt: skip
 def test_what_starts_a_contender(name, module, loading, monkeypatch):
