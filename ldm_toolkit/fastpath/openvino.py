@@ -10,6 +10,7 @@ import contextlib
 import copy
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import logging
@@ -33,7 +34,7 @@ from ldm_toolkit.files import cache_folder, sha256_file, staged_directory
 from ldm_toolkit.hardware import versions
 from ldm_toolkit.models.components import Components, sharing_copy
 
-__all__ = ["check_backend", "convert_networks", "halves"]
+__all__ = ["check_backend", "convert_networks", "halves", "openvino"]
 
 _log = logging.getLogger(__name__)
 # Odd at every level, so that a traced network asks each skip connection for its size.
@@ -213,12 +214,12 @@ class _Converted:
         if len(inputs) == 4 and isinstance(part, _Told):
             inputs[3] = part.deep(*inputs[:3])
         with _quiet():
-            model = _openvino().convert_model(
+            model = openvino().convert_model(
                 part, example_input=tuple(inputs), input=[_any_size(row) for row in rows]
             )
         with staged_directory(folder) as staging:
             # float16 holds the weights of bfloat16: it has more digits, and range enough.
-            _openvino().save_model(model, staging / _FILES[0], compress_to_fp16=not exact)
+            openvino().save_model(model, staging / _FILES[0], compress_to_fp16=not exact)
             (staging / "sha256").write_text(_sums(staging))
         _log.info("converted in %.1f s", time.monotonic() - began)
 
@@ -273,16 +274,14 @@ def _temporary() -> "tempfile.TemporaryDirectory[str]":
 
 @functools.cache
 def _core() -> Any:
-    return _openvino().Core()
+    return openvino().Core()
 
 
-def _openvino() -> Any:
-    """The package without its telemetry: nothing here uses the network."""
+def openvino() -> Any:
+    """The package, without the telemetry that it sends: nothing here uses the network."""
     modules: dict[str, Any] = sys.modules  # type: ignore[assignment]
     modules.setdefault("openvino_telemetry", None)
-    import openvino
-
-    return openvino
+    return importlib.import_module("openvino")
 
 
 @contextlib.contextmanager
@@ -297,7 +296,7 @@ def _quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
     """Turn a failure of OpenVINO into one line. Raises LdmToolkitError."""
-    frontend = _openvino().frontend
+    frontend = openvino().frontend
     try:
         yield
     except (RuntimeError, frontend.GeneralFailure, frontend.OpConversionFailure) as error:

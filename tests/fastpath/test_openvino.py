@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -19,7 +20,10 @@ from ldm_toolkit.models.components import sharing_copy
 from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.recipe import Recipe
 
-pytest.importorskip("openvino", reason="pip install 'ldm-toolkit[openvino]'")
+# Not pytest's importorskip, which would import its telemetry too.
+pytestmark = pytest.mark.skipif(
+    find_spec("openvino") is None, reason="openvino is missing: pip install 'ldm-toolkit[openvino]'"
+)
 
 PROMPT = "a dog wearing a hat"
 LONG = "a dog" + " a" * 100  # two chunks
@@ -188,6 +192,7 @@ def test_a_lora_is_seen_at_once(ours, pipe, tmp_path, conversions):
     file, noise = lora(tmp_path, pipe.components), torch.randn(1, 4, 8, 8)
     text = pipe.encode_prompt(PROMPT)
     before = ours.predict_noise(noise, 500, text)
+    conversions.clear()
     both = [LatentPipeline(one.components) for one in (ours, pipe)]
     for one in both:
         one.load_lora(file, 0.5)
@@ -220,6 +225,7 @@ def test_copies_are_torchs(ours):
 
 def test_the_next_pipeline_converts_nothing_nor_does_another_size(tiny_model, ours, conversions):
     first = ours(PROMPT, steps=2, seed=1)
+    conversions.clear()
     again = load(tiny_model)
     assert again(PROMPT, steps=2, seed=1).recipes == first.recipes
     again(PROMPT, steps=1, seed=1, width=88, guidance=1)
@@ -229,6 +235,7 @@ def test_the_next_pipeline_converts_nothing_nor_does_another_size(tiny_model, ou
 @pytest.mark.parametrize("harm", ["a bit", "no sums"])
 def test_a_damaged_file_is_made_anew(harm, tiny_model, cache, ours, conversions):
     first = ours(PROMPT, steps=2, seed=1)
+    conversions.clear()
     (folder,) = cache.glob("ldm_toolkit/openvino/decoder-*")
     weights = (folder / "model.bin").read_bytes()
     if harm == "a bit":
