@@ -299,22 +299,6 @@ def test_the_next_process_converts_nothing(tiny_model, tmp_path):
 # --- what cannot be ---
 
 
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ({"backend": "openvnio"}, "did you mean 'openvino'"),
-        ({"compile": True}, "compile is torch's"),
-        ({"attention": "sliced"}, "openvino has its own"),
-        ({"compile": True, "attention": "sliced"}, "leave one away; attention 'sliced'"),
-        ({"dtype": "float16"}, "float16 is for GPUs"),
-    ],
-)
-def test_what_does_not_go_together(asked, said, tiny_model):
-    asked = {"backend": "openvino", "device": "cpu"} | asked
-    with pytest.raises(UserError, match=said):
-        LatentPipeline.from_pretrained(tiny_model, **asked)
-
-
 def test_not_on_a_gpu():
     with pytest.raises(UserError, match="computes on CPUs, not on cuda"):
         openvino.check_backend("openvino", torch.device("cuda"), compile=False, attention="auto")
