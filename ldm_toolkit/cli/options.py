@@ -249,7 +249,7 @@ def add_machine_options(group: argparse._ArgumentGroup) -> None:
         "--backend",
         default="torch",
         metavar="NAME",
-        help=f"{', '.join(BACKENDS)}: what computes the UNet and the VAE's decoder; openvino is "
+        help=f"{', '.join(BACKENDS)}: what computes the UNet; openvino is "
         f"faster on CPUs and needs its package: {install_hint('openvino')} (default: torch)",
     )
     group.add_argument("--threads", metavar="N", help="processor threads (default: torch's choice)")

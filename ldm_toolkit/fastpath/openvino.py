@@ -1,9 +1,10 @@
-"""OpenVINO in torch's place for the UNet and the VAE's decoder: faster on CPUs, other last bits.
+"""OpenVINO in torch's place for the UNet: faster on CPUs, other last bits.
 
 A network is converted once for all sizes, into the user's cache folder, under a name that holds
 what its weights are (LoRAs and their scales too); what that needs for a moment is the network once
 more in float32. A size is compiled in seconds when it is first drawn: then OpenVINO has the weights
-once more than torch, laid out as it likes them, for each size and for one and two rows.
+once more than torch, laid out as it likes them, for each size and for one and two rows. The VAE
+stays torch's, which decodes as fast.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,8 @@ from ldm_toolkit.errors import LdmToolkitError, UserError, first_line, is_out_of
 from ldm_toolkit.fastpath.halves import Halves
 from ldm_toolkit.files import cache_folder, sha256_file, staged_directory
 from ldm_toolkit.hardware import versions
-from ldm_toolkit.models.components import Components, sharing_copy
 
-__all__ = ["check_backend", "convert_networks", "halves", "openvino"]
+__all__ = ["check_backend", "convert_unet", "halves", "openvino"]
 
 _log = logging.getLogger(__name__)
 # Odd at every level, so that a traced network asks each skip connection for its size.
@@ -55,19 +55,14 @@ def check_backend(backend: str, device: torch.device, *, compile: bool, attentio
         raise UserError("; ".join(problems))
 
 
-def convert_networks(components: Components) -> None:
-    """Have OpenVINO answer for the UNet and the VAE's decoder, in place, from their next call on.
+def convert_unet(unet: Any) -> None:
+    """Have OpenVINO answer for a UNet, in place, from its next call on.
 
     As ``nn.Module.compile`` does it, so that copies are torch's again; and as after that, whoever
-    changes weights has to convert anew. Networks that are converted stay as they are.
+    changes weights has to convert anew. A UNet that is converted stays as it is.
     """
-    unet, decoder = components.unet, components.vae.decoder
     if unet._compiled_call_impl is None:
         unet._compiled_call_impl = _Unet(unet)
-    if decoder._compiled_call_impl is None:
-        config = components.vae.config
-        converted = _Converted("decoder", decoder, config, lambda own: own)
-        decoder._compiled_call_impl = lambda latents: converted(latents)[0]
 
 
 class _Unet:
@@ -75,7 +70,7 @@ class _Unet:
 
     def __init__(self, unet: Any) -> None:
         self._unet = unet
-        self._parts: dict[str, _Converted] = {}
+        self._parts: dict[tuple[str, int], _Part] = {}
 
     def __call__(
         self, x: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any
@@ -89,16 +84,12 @@ class _Unet:
         self, method: str, depth: int, x: Tensor, timestep: Tensor, *others: Tensor
     ) -> list[Tensor]:
         """A method of the UNet, or, at a depth from 1, of its ``Halves``."""
-        name, unet = f"{method}-{depth}", self._unet
-
-        def told(own: Any) -> nn.Module:
-            return _Told(Halves(own, depth) if depth else own, method)
-
-        if name not in self._parts:
-            self._parts[name] = _Converted(name, unet, unet.config, told)
+        key = method, depth
+        if key not in self._parts:
+            self._parts[key] = _Part(self._unet, method, depth)
         # In torch, since in bfloat16 OpenVINO would round the timestep itself, 999 to 1000.
-        waves = unet.time_proj(timestep.reshape(-1).expand(len(x)))
-        return self._parts[name](x, waves, *others)
+        waves = self._unet.time_proj(timestep.reshape(-1).expand(len(x)))
+        return self._parts[key](x, waves, *others)
 
 
 @dataclass(frozen=True)
@@ -145,18 +136,15 @@ class _Told(nn.Module):
         return network.whole(x, torch.zeros(1), text)[1]
 
 
-class _Converted:
-    """A network of ``source``'s layers, which OpenVINO computes: tensors in, tensors out.
+class _Part:
+    """A method of a UNet, or of its ``Halves``, which OpenVINO computes: tensors in, tensors out.
 
     All have a row a picture and are computed two rows at a time, such as the halves of guidance,
     where their number is even, else one; so a row's bits do not depend on how many there are.
-    ``part`` makes the network of a copy of ``source``.
     """
 
-    def __init__(
-        self, name: str, source: nn.Module, config: Any, part: Callable[[Any], nn.Module]
-    ) -> None:
-        self._name, self._source, self._config, self._part = name, source, config, part
+    def __init__(self, unet: Any, method: str, depth: int) -> None:
+        self._unet, self._method, self._depth = unet, method, depth
         self._compiled: dict[Any, Any] = {}
         self._folder: Path | None = None
         self._lock = threading.Lock()
@@ -192,30 +180,30 @@ class _Converted:
         model = _core().read_model(self._folder / _FILES[0])
         model.reshape({index: list(row.shape) for index, row in enumerate(rows)})
         settings = {
-            "INFERENCE_PRECISION_HINT": "f32" if self._dtype == torch.float32 else "bf16",
+            "INFERENCE_PRECISION_HINT": "f32" if self._unet.dtype == torch.float32 else "bf16",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # several processes would all take the first cores
         }
         compiled = _core().compile_model(model, "CPU", settings)
-        _log.info("OpenVINO compiled the %s in %.1f s", self._name, time.monotonic() - began)
+        _log.info("OpenVINO compiled the UNet in %.1f s", time.monotonic() - began)
         return compiled
 
     @torch.no_grad()
     def _convert(self, rows: list[Tensor], folder: Path) -> None:
         """Write the network for rows of any shape. Raises CannotWrite."""
-        _log.info("converting the %s for OpenVINO; it is kept in %s", self._name, folder.parent)
+        _log.info("converting the UNet for OpenVINO; it is kept in %s", folder.parent)
         began = time.monotonic()
-        exact = self._dtype == torch.float32
-        copied: Any = sharing_copy(self._source) if exact else copy.deepcopy(self._source).float()
-        part = self._part(copied)
-        inputs = [torch.zeros(1, *row.shape[1:]) for row in rows]
-        inputs[0] = torch.zeros(1, rows[0].shape[1], *_SIDES)
-        if len(inputs) == 4 and isinstance(part, _Told):
-            inputs[3] = part.deep(*inputs[:3])
+        exact = self._unet.dtype == torch.float32
+        copied = _in_float32(self._unet)
+        told = _Told(Halves(copied, self._depth) if self._depth else copied, self._method)
+        inputs = [torch.zeros(1, rows[0].shape[1], *_SIDES)]
+        inputs += [torch.zeros(1, *row.shape[1:]) for row in rows[1:3]]
+        if self._method == "shallow":
+            inputs.append(told.deep(*inputs))
         with _quiet():
             model = openvino().convert_model(
-                part, example_input=tuple(inputs), input=[_any_size(row) for row in rows]
+                told, example_input=tuple(inputs), input=[_any_size(row) for row in rows]
             )
         with staged_directory(folder) as staging:
             # float16 holds the weights of bfloat16: it has more digits, and range enough.
@@ -223,21 +211,25 @@ class _Converted:
             (staging / "sha256").write_text(_sums(staging))
         _log.info("converted in %.1f s", time.monotonic() - began)
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self._source.parameters()).dtype
-
     def _key(self) -> str:
         """The name of what is computed: weights, structure, LoRAs' scales, precision, versions."""
-        digest = hashlib.sha256()
-        scales = [getattr(layer, "scaling", None) for layer in self._source.modules()]
-        about = [self._name, str(self._dtype), versions(), importlib.metadata.version("openvino")]
-        about += [str(self._source), dict(self._config), [one for one in scales if one is not None]]
+        unet, digest = self._unet, hashlib.sha256()
+        scales = [getattr(layer, "scaling", None) for layer in unet.modules()]
+        about = [str(unet), dict(unet.config), [one for one in scales if one is not None]]
+        about += [str(unet.dtype), versions(), importlib.metadata.version("openvino")]
         digest.update(json.dumps(about, default=str, sort_keys=True).encode())
-        for name, tensor in self._source.state_dict().items():
+        for name, tensor in unet.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-        return f"{self._name}-{digest.hexdigest()[:32]}"
+        return f"{self._method}-{self._depth}-{digest.hexdigest()[:32]}"
+
+
+def _in_float32(unet: Any) -> Any:
+    """A copy of a UNet; where it is float32 already it shares its weights."""
+    made: dict[int, Any] = {id(one): one.float() for one in unet.buffers()}
+    for one in unet.parameters():
+        made[id(one)] = nn.Parameter(one.float(), requires_grad=False)
+    return copy.deepcopy(unet, made)
 
 
 def _any_size(row: Tensor) -> list[int]:

@@ -24,7 +24,7 @@ class Components:
     ``tokenizer`` and ``text_encoder`` are transformers', ``vae`` and ``unet`` diffusers' classes;
     ``scheduler_config`` is what a scheduler is built from, ``files`` the weight files of each part.
     ``loras`` and ``embeddings`` tell what `models.adapters` attached, ``preview_vae`` is what
-    `preview.with_preview_vae` did; ``backend`` computes the UNet and the VAE's decoder.
+    `preview.with_preview_vae` did; ``backend`` computes the UNet.
     """
 
     tokenizer: Any

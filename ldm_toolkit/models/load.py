@@ -13,7 +13,7 @@ import torch
 from ldm_toolkit.compilation import compile_networks
 from ldm_toolkit.errors import ModelError, UserError
 from ldm_toolkit.fastpath.attention import install
-from ldm_toolkit.fastpath.openvino import check_backend, convert_networks
+from ldm_toolkit.fastpath.openvino import check_backend, convert_unet
 from ldm_toolkit.hardware import choose_device, choose_dtype, lay_out, set_attention
 from ldm_toolkit.models.checks import PICKLES, check_model_folder, check_vae_folder
 from ldm_toolkit.models.components import Components
@@ -113,7 +113,7 @@ def prepare(components: Components) -> None:
     if components.compiled:
         compile_networks(components.unet, components.vae, components.device)
     if components.backend == "openvino":
-        convert_networks(components)
+        convert_unet(components.unet)
 
 
 def _folder(place: str | Path | None) -> Path | None:

@@ -55,14 +55,15 @@ def ours(tiny_model):
 
 @pytest.fixture
 def conversions(monkeypatch):
-    """The names of the networks that are converted."""
+    """What of a UNet is converted."""
     seen = []
-    own = openvino._Converted._convert
-    monkeypatch.setattr(
-        openvino._Converted,
-        "_convert",
-        lambda self, *rest: (seen.append(self._name), own(self, *rest))[1],
-    )
+    own = openvino._Part._convert
+
+    def counted(self, *rest):
+        seen.append(self._method)
+        own(self, *rest)
+
+    monkeypatch.setattr(openvino._Part, "_convert", counted)
     return seen
 
 
@@ -89,12 +90,6 @@ def test_the_unet_predicts_what_torchs_does(kind, model_factory):
             one, other = (pipe.predict_noise(noise, timestep, text) for pipe in (found, expected))
             assert one.shape == other.shape
             assert off(one, other) < 1e-4
-
-
-def test_the_decoder_decodes_as_torchs_does(ours, pipe):
-    for shape in [(1, 4, 8, 8), (2, 4, 9, 12)]:
-        latents = torch.randn(shape)
-        assert off(ours.decode_latents(latents), pipe.decode_latents(latents)) < 1e-4
 
 
 def test_bfloat16_is_as_near_as_torchs_and_keeps_the_timestep(tiny_model, pipe):
@@ -201,7 +196,7 @@ def test_a_lora_is_seen_at_once(ours, pipe, tmp_path, conversions):
     assert off(found, before) > 1e-3
     both[0].unload_loras()
     assert torch.equal(both[0].predict_noise(noise, 500, text), before)
-    assert conversions == ["forward-0"]
+    assert conversions == ["forward"]
 
 
 def test_the_names_of_what_is_kept_hold_a_loras_scale(ours, tmp_path):
@@ -209,15 +204,13 @@ def test_the_names_of_what_is_kept_hold_a_loras_scale(ours, tmp_path):
     for scale in (1, 1, 0.5):
         pipe = LatentPipeline(ours.components)
         pipe.load_lora(file, scale)
-        unet = pipe.components.unet
-        names.add(openvino._Converted("forward-0", unet, unet.config, list)._key())
+        names.add(openvino._Part(pipe.components.unet, "forward", 0)._key())
     assert len(names) == 2
 
 
 def test_copies_are_torchs(ours):
     assert ours.components.unet._compiled_call_impl is not None
     assert sharing_copy(ours.components.unet)._compiled_call_impl is None
-    assert sharing_copy(ours.components.vae).decoder._compiled_call_impl is None
 
 
 # --- what is kept ---
@@ -233,10 +226,10 @@ def test_the_next_pipeline_converts_nothing_nor_does_another_size(tiny_model, ou
 
 
 @pytest.mark.parametrize("harm", ["a bit", "no sums"])
-def test_a_damaged_file_is_made_anew(harm, tiny_model, cache, ours, conversions):
+def test_a_damaged_file_is_made_anew(harm, tiny_model, ours, conversions):
     first = ours(PROMPT, steps=2, seed=1)
     conversions.clear()
-    (folder,) = cache.glob("ldm_toolkit/openvino/decoder-*")
+    folder = openvino._cache() / openvino._Part(ours.components.unet, "forward", 0)._key()
     weights = (folder / "model.bin").read_bytes()
     if harm == "a bit":
         (folder / "model.bin").unlink()  # a pipeline that goes on has it mapped
@@ -244,7 +237,7 @@ def test_a_damaged_file_is_made_anew(harm, tiny_model, cache, ours, conversions)
     else:
         (folder / "sha256").unlink()
     assert load(tiny_model)(PROMPT, steps=2, seed=1).recipes == first.recipes
-    assert conversions == ["decoder"]
+    assert conversions == ["forward"]
     assert (folder / "model.bin").read_bytes() == weights
 
 
@@ -254,14 +247,14 @@ def test_without_a_cache_folder_it_converts_in_silence(
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     openvino._cache.cache_clear()
-    latents = torch.randn(1, 4, 8, 8)
+    noise, text = torch.randn(1, 4, 8, 8), pipe.encode_prompt(PROMPT)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = load(tiny_model).decode_latents(latents)
+            found = load(tiny_model).predict_noise(noise, 5, text)
     finally:
         openvino._cache.cache_clear()
-    assert off(found, pipe.decode_latents(latents)) < 1e-4
+    assert off(found, pipe.predict_noise(noise, 5, text)) < 1e-4
     assert capfd.readouterr() == ("", "")
     assert sys.modules["openvino_telemetry"] is None  # which would tell others
 
@@ -271,11 +264,11 @@ START = """
 import json, sys
 from ldm_toolkit.fastpath import openvino
 converted = []
-own = openvino._Converted._convert
+own = openvino._Part._convert
 def counted(self, *rest):
-    converted.append(self._name)
+    converted.append(self._method)
     own(self, *rest)
-openvino._Converted._convert = counted
+openvino._Part._convert = counted
 from ldm_toolkit.pipeline import LatentPipeline
 pipe = LatentPipeline.from_pretrained(
     sys.argv[1], device="cpu", dtype="float32", backend="openvino")
@@ -293,7 +286,7 @@ def test_the_next_process_converts_nothing(tiny_model, tmp_path):
         json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
         for _ in range(2)
     )
-    assert (first, second, pixels) == (["whole-1", "decoder"], [], same)
+    assert (first, second, pixels) == (["whole"], [], same)
 
 
 # --- what cannot be ---
@@ -314,7 +307,7 @@ def test_a_failure_is_one_line(ours, monkeypatch):
     def fails(self, rows):
         raise RuntimeError("\nException from src/core.cpp:1\nmore")
 
-    monkeypatch.setattr(openvino._Converted, "_compile", fails)
+    monkeypatch.setattr(openvino._Part, "_compile", fails)
     pipe = LatentPipeline(
         dataclasses.replace(ours.components, unet=sharing_copy(ours.components.unet))
     )
