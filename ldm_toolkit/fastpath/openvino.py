@@ -2,9 +2,9 @@
 
 A network is converted once for all sizes, into the user's cache folder, under a name that holds
 what its weights are (LoRAs and their scales too); what that needs for a moment is the network once
-more in float32. A size is compiled in seconds when it is first drawn: then OpenVINO has the weights
-once more than torch, laid out as it likes them, for each size and for one and two rows. The VAE
-stays torch's, which decodes as fast.
+more in float32 and, where it is bfloat16, in float16. A size is compiled in seconds when it is
+first drawn: then OpenVINO has the weights once more than torch, laid out as it likes them, for each
+size and for one and two rows. The VAE stays torch's, which decodes as fast.
 """
 
 import contextlib
@@ -215,7 +215,9 @@ class _Part:
         """The name of what is computed: weights, structure, LoRAs' scales, precision, versions."""
         unet, digest = self._unet, hashlib.sha256()
         scales = [getattr(layer, "scaling", None) for layer in unet.modules()]
-        about = [str(unet), dict(unet.config), [one for one in scales if one is not None]]
+        # Without what diffusers notes for itself, in another order in every process.
+        config = {name: one for name, one in unet.config.items() if not name.startswith("_")}
+        about = [str(unet), config, [one for one in scales if one is not None]]
         about += [str(unet.dtype), versions(), importlib.metadata.version("openvino")]
         digest.update(json.dumps(about, default=str, sort_keys=True).encode())
         for name, tensor in unet.state_dict().items():

@@ -208,6 +208,14 @@ def test_the_names_of_what_is_kept_hold_a_loras_scale(ours, tmp_path):
     assert len(names) == 2
 
 
+def test_the_names_do_not_hold_where_a_model_comes_from(ours):
+    unet = ours.components.unet
+    moved = sharing_copy(unet)
+    moved.register_to_config(_name_or_path="elsewhere", _use_default_values=["b", "a"])
+    one, other = (openvino._Part(network, "forward", 0)._key() for network in (unet, moved))
+    assert one == other
+
+
 def test_copies_are_torchs(ours):
     assert ours.components.unet._compiled_call_impl is not None
     assert sharing_copy(ours.components.unet)._compiled_call_impl is None
