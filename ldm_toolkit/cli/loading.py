@@ -149,9 +149,9 @@ def _as_recorded(choice: ModelChoice, recipe: "Recipe") -> ModelChoice:
             note("the picture was made by a compiled model; compiling takes a minute or more")
             changes["compile"] = True
     if recipe.backend != choice.backend == "torch":
-        asked = {"compile": choice.compile, "attention": choice.attention}
+        target, attention = choose_device(device), choice.attention
         try:
-            check_backend(recipe.backend, choose_device(device), **asked)
+            check_backend(recipe.backend, target, compile=choice.compile, attention=attention)
         except UserError as error:
             note(f"{error}; the picture is made with another backend than it was")
         else:

@@ -88,8 +88,8 @@ class Reuse:
     ) -> Tensor:
         """One UNet evaluation; ``kept`` is what this part of this run keeps from step to step."""
         unet = components.unet
-        torch_ = components.backend == "torch"
-        state = self._state(unet, text, step, kept) if torch_ else None
+        stateful = components.backend == "torch"
+        state = self._state(unet, text, step, kept) if stateful else None
         cut = _cut(components, self.depth) if self.every > 1 else None
         deep = _rows_of(kept.get(_DEEP), len(x))
         if cut is None:
