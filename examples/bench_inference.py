@@ -34,9 +34,11 @@ CONTENDERS = {
     "openvino": "diffusers, OpenVINO (bfloat16)",
     "ours": "ldm_toolkit",
     "ours-compiled": "ldm_toolkit, `compile`",
+    "ours-openvino": "ldm_toolkit, OpenVINO",
 }
-COMPILED = ("diffusers-compiled", "openvino", "ours-compiled")
-THERE = [name for name in CONTENDERS if name != "openvino" or find_spec("openvino") is not None]
+COMPILED = ("diffusers-compiled", "openvino", "ours-compiled", "ours-openvino")
+ABSENT = ("openvino", "ours-openvino") if find_spec("openvino") is None else ()
+THERE = [name for name in CONTENDERS if name not in ABSENT]
 PROMPT = "a dog wearing hat"
 DRAWING = {"guidance": 7.5, "scheduler": "ddim"}
 # What a script without a pipeline imports and reads before it can begin.
@@ -135,6 +137,8 @@ def contender(name: str, model: Path, threads: int) -> Contender:
     """What draws under this name."""
     kind, _, how = name.partition("-")
     loading: dict[str, object] = {"compile": how == "compiled"}
+    if how == "openvino":
+        loading["backend"] = how
     if kind != "ours":
         loading["dtype"] = "float32" if name == "diffusers" else "bfloat16"
     return Contender(
@@ -168,20 +172,25 @@ def cold_start(arguments: argparse.Namespace) -> None:
 
 def compiled_start(arguments: argparse.Namespace) -> None:
     """Print how long a process takes to its first picture: eager, compiling, compiled before."""
-    kinds = (
-        ("not compiled", "ours"),
-        ("compiled for the first time", "ours-compiled"),
-        ("compiled, and by another process before", "ours-compiled"),
-    )
+    kinds = [("not compiled", "ours")]
+    for name in ("ours-compiled", "ours-openvino"):
+        if name in arguments.contenders:
+            kinds.append((f"{CONTENDERS[name]}, for the first time", name))
+            kinds.append((f"{CONTENDERS[name]}, after another process", name))
     print("\n| start to the first picture of 2 steps | seconds |\n| --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # of this comparison alone
+        caches = {"TORCHINDUCTOR_CACHE_DIR": folder, "XDG_CACHE_HOME": folder}
+        before = {name: os.environ.get(name) for name in caches}
+        os.environ |= caches  # of this comparison alone
         for title, name in kinds:
             command = command_of(contender(name, bundled(), arguments.threads))
             with running({name: command}) as workers:
                 first = workers[name].ask(steps=2)
                 print(f"| {title} | {workers[name].started + first['seconds']:.1f} |", flush=True)
-        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _print_table(title: str, workers: dict[str, Worker], pictures: dict[str, str]) -> None:

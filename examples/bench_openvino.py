@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import openvino
 import torch
 from torch import Tensor, nn
 
 from ldm_toolkit.evaluation.contender import Diffusers, main
 from ldm_toolkit.evaluation.speed import Contender
+from ldm_toolkit.fastpath.openvino import openvino
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
@@ -45,10 +45,10 @@ class Converted:
         if self._compiled is None:
             shapes = [list(one.shape) for one in inputs]
             with torch.no_grad():
-                made = openvino.convert_model(
+                made = openvino().convert_model(
                     Traced(self._network), example_input=inputs, input=shapes
                 )
-            self._compiled = openvino.Core().compile_model(made, "CPU", self._settings)
+            self._compiled = openvino().Core().compile_model(made, "CPU", self._settings)
         found = self._compiled([one.contiguous().numpy() for one in inputs])[0]
         return torch.from_numpy(found.copy())
 
@@ -73,7 +73,7 @@ class OpenVino(Diffusers):
 
         networks[0].forward = predict
         networks[1].forward = lambda latents, *_: decoded(latents)
-        self.about |= {"openvino": openvino.__version__, "dtype": precision}
+        self.about |= {"openvino": openvino().__version__, "dtype": precision}
 
 
 if __name__ == "__main__":

@@ -4,16 +4,14 @@ import contextlib
 import functools
 import logging
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldm_toolkit.errors import LdmToolkitError, UserError
+from ldm_toolkit.files import cache_folder
 
 __all__ = ["check_compiler", "compile_networks", "compiled", "explained"]
 
@@ -81,13 +79,9 @@ def _keep_compiled() -> None:
     # torch writes its own choice there when it is imported.
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) != default_cache_dir():
         return
-    system = {"win32": os.environ.get("LOCALAPPDATA"), "darwin": "~/Library/Caches"}
-    usual = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    cache = Path(system.get(sys.platform) or usual).expanduser() / "ldm_toolkit" / "inductor"
-    with contextlib.suppress(OSError):  # without a home that can be written it is as torch has it
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+    cache = cache_folder("inductor")
+    if cache is not None:  # else it is as torch has it
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
 
 
 @functools.cache

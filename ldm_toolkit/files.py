@@ -8,6 +8,8 @@ import re
 import secrets
 import shutil
 import stat
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ except ImportError:  # Windows
 
 __all__ = [
     "PICTURE_SUFFIXES",
+    "cache_folder",
     "contained_path",
     "fsync_directory",
     "remove_leftovers",
@@ -204,6 +207,19 @@ def _check_place(final: Path) -> None:
         raise CannotWrite(f"cannot write {str(final)!r:.200}: {reason}") from error
     if not stat.S_ISDIR(mode):
         raise CannotWrite(f"cannot write {final}: a file is in the way of the folder")
+
+
+def cache_folder(name: str) -> Path | None:
+    """A folder of ours in the user's cache folder, made if it is not there; None without one."""
+    system = {"win32": os.environ.get("LOCALAPPDATA"), "darwin": "~/Library/Caches"}
+    usual = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(system.get(sys.platform) or usual).expanduser() / "ldm_toolkit" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:  # without a home that can be written
+        return None
 
 
 def fsync_directory(folder: str | Path) -> None:

@@ -134,7 +134,7 @@ class Room:
             self._changes["batch_size"] = self._together
             _log.warning("out of memory; again in batches of %d (%s)", self._together, reason)
             return True
-        if self._components.attention != "sliced":
+        if self._components.attention != "sliced" and self._components.backend == "torch":
             self._components = self._sliced(self._components)
             self._changes["attention"] = "sliced"
             _log.warning("out of memory; again with sliced attention (%s)", reason)

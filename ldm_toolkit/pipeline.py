@@ -16,7 +16,6 @@ from ldm_toolkit import given as given_
 from ldm_toolkit import latents as latents_
 from ldm_toolkit import prompts as prompts_
 from ldm_toolkit import schedulers
-from ldm_toolkit.compilation import compile_networks
 from ldm_toolkit.denoise import Step, denoise
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.fastpath.attention import install
@@ -28,7 +27,7 @@ from ldm_toolkit.memory import Room
 from ldm_toolkit.models import adapters, exchange
 from ldm_toolkit.models.components import Components, sharing_copy
 from ldm_toolkit.models.identity import DEFAULT_MODEL, ModelIdentity
-from ldm_toolkit.models.load import load_components
+from ldm_toolkit.models.load import load_components, prepare
 from ldm_toolkit.options import GenerateOptions
 from ldm_toolkit.parts import Parts, predict
 from ldm_toolkit.planning import plan
@@ -66,6 +65,7 @@ class LatentPipeline(Parts):
         allow_pickle: bool = False,
         attention: str = "auto",
         compile: bool = False,
+        backend: str = "torch",
     ) -> "LatentPipeline":
         """Load a bundled name, a hub id, a folder in the diffusers layout or a checkpoint file.
 
@@ -87,6 +87,7 @@ class LatentPipeline(Parts):
             allow_pickle=allow_pickle,
             attention=attention,
             compile=compile,
+            backend=backend,
         )
         pipe = cls(components, scheduler=scheduler)
         pipe._offline = offline
@@ -132,8 +133,7 @@ class LatentPipeline(Parts):
 
     def _use(self, components: Components) -> None:
         """Go on with other networks."""
-        if components.compiled:
-            compile_networks(components.unet, components.vae, components.device)
+        prepare(components)
         self.components = components
         self._remembered = prompts_.Remembered()
 
@@ -351,8 +351,7 @@ class LatentPipeline(Parts):
             components, unet=unet, attention=set_attention([unet], "sliced")
         )
         install(unet)
-        if components.compiled:
-            compile_networks(unet, components.vae, components.device)
+        prepare(sliced)
         if self.components is components:
             self.components = sliced
         return sliced

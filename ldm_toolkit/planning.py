@@ -1,6 +1,7 @@
 """From what was asked of a model to the recipe of every picture."""
 
 import dataclasses
+import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,8 +74,10 @@ def _check_reuse(recipe: Recipe, components: Components) -> None:
                 f"reuse_depth must be from 1 to {most} with this model, not {recipe.reuse_depth}"
             )
     asked = {"gate": recipe.gate < 1, "attention_every": recipe.attention_every > 1}
-    if any(asked.values()) and not takes_state(components.unet):
-        names = " and ".join(name for name, wanted in asked.items() if wanted)
+    names = " and ".join(name for name, wanted in asked.items() if wanted)
+    if names and components.backend == "openvino":
+        problems.append(f"{names} must be 1 with the backend openvino; the backend torch knows it")
+    elif names and not takes_state(components.unet):
         problems.append(
             f"{names} must be 1 with this model: its UNet's attention is not that of Stable "
             "Diffusion 1.x and 2.x, or was replaced"
@@ -90,6 +93,9 @@ def _execution(
     vae_tiling: bool | None,
 ) -> Execution:
     """The part of a recipe that model and machine give."""
+    computing = dict(versions())
+    if components.backend == "openvino":
+        computing["openvino"] = importlib.metadata.version("openvino")
     return Execution(
         scheduler_config=scheduler_config,
         model=components.identity.as_dict(),
@@ -102,7 +108,8 @@ def _execution(
         attention=components.attention,
         vae_tiling=vae_tiling,
         compile=components.compiled,
+        backend=components.backend,
         loras=[dataclasses.asdict(lora) for lora in components.loras],
         embeddings=[dataclasses.asdict(embedding) for embedding in components.embeddings],
-        versions=dict(versions()),
+        versions=computing,
     )

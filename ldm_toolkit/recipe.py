@@ -71,6 +71,7 @@ class Execution:
     attention: str
     versions: dict[str, str]
     compile: bool = False
+    backend: str = "torch"
     vae_tiling: bool | None = None
     loras: list[dict[str, Any]] = field(default_factory=list)
     embeddings: list[dict[str, Any]] = field(default_factory=list)
@@ -132,6 +133,7 @@ class Recipe:
     mask_sha256: str | None = None
     latents_sha256: str | None = None
     compile: bool = False
+    backend: str = "torch"
     vae_slicing: bool = True
     vae_tiling: bool = False
     loras: list[dict[str, Any]] = field(default_factory=list)
@@ -279,6 +281,7 @@ _TEXTS = (
     "cpu_capability",
     "memory_format",
     "attention",
+    "backend",
     "speed",
 )
 _WHOLES = {

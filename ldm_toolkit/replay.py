@@ -37,6 +37,7 @@ _LAST_BITS = (
     "memory_format",
     "attention",
     "compile",
+    "backend",
     "vae_slicing",
     "vae_tiling",
     "versions",

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         ("openvino", str(EXAMPLES / "bench_openvino.py"), {"dtype": "bfloat16", "compile": False}),
         ("ours", "ldm_toolkit.evaluation.contender", {"compile": False}),
         ("ours-compiled", "ldm_toolkit.evaluation.contender", {"compile": True}),
+        ("ours-openvino", "ldm_toolkit.evaluation.contender",
+         {"compile": False, "backend": "openvino"}),
     ],
 )  # fmt: skip
 def test_what_starts_a_contender(name, module, loading, monkeypatch):
@@ -40,7 +43,8 @@ def test_what_starts_a_contender(name, module, loading, monkeypatch):
 
 
 def test_openvino_draws_diffusers_picture(tiny_model, monkeypatch):
-    pytest.importorskip("openvino")
+    if find_spec("openvino") is None:
+        pytest.skip("openvino is missing: pip install 'ldm-toolkit[openvino]'")
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import bench_openvino
 

@@ -118,6 +118,8 @@ def test_help_teaches_every_option(ldm_gen: Command) -> None:
         "--device",
         "--dtype",
         "--attention",
+        "--compile",
+        "--backend",
         "--threads",
         "--format",
         "--image",

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ldm_toolkit import compilation
+from ldm_toolkit import backends, compilation
 from ldm_toolkit.cli.model import _lora
 from ldm_toolkit.errors import InputError, UserError
 from ldm_toolkit.images import open_image, pixels_sha256, read_recipe, save_image
@@ -129,6 +129,39 @@ def test_how_it_was_computed_is_asked_for_again(
     told = ldm_gen("--replay", "absent.png").err
     assert "made with another device than it was" in told
     assert (asked[2]["device"], asked[2]["dtype"]) == ("auto", "float32")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "installed", "asked", "told"),
+    [
+        ("openvino", True, "openvino", ""),
+        ("openvino", False, "torch", "needs the package openvino"),
+        ("another", True, "torch", "backend must be one of torch, openvino, not 'another'"),
+    ],
+)
+def test_the_backend_is_asked_for_again(
+    recorded: str,
+    installed: bool,
+    asked: str,
+    told: str,
+    ldm_gen: Command,
+    pipe: LatentPipeline,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = ldm_gen("a cat", *QUICK).paths[0]
+    options: dict[str, Any] = {}
+
+    def loaded(model: str, **given: Any) -> LatentPipeline:
+        options.update(given)
+        return pipe
+
+    monkeypatch.setattr(LatentPipeline, "from_pretrained", loaded)
+    monkeypatch.setattr(backends, "find_spec", lambda _: object() if installed else None)
+    forge(first, backend=recorded, device="cpu")
+    done = ldm_gen("--replay", first)
+    assert options["backend"] == asked
+    assert told in done.err
+    assert ("with another backend than it was" in done.err) == bool(told)
 
 
 def test_without_a_compiler_a_compiled_picture_is_made_without(

@@ -81,6 +81,7 @@ def _loaded(
         allow_pickle=choice.allow_pickle,
         attention=choice.attention,
         compile=choice.compile,
+        backend=choice.backend,
     )
     for path, scale in choice.loras:
         pipe.load_lora(path, scale)
@@ -119,6 +120,7 @@ def _as_recorded(choice: ModelChoice, recipe: "Recipe") -> ModelChoice:
     Where this machine lacks it the person is told, and it computes as it can.
     """
     from ldm_toolkit.compilation import check_compiler
+    from ldm_toolkit.fastpath.openvino import check_backend
     from ldm_toolkit.hardware import choose_attention, choose_device, choose_dtype
 
     changes: dict[str, Any] = {}
@@ -146,6 +148,14 @@ def _as_recorded(choice: ModelChoice, recipe: "Recipe") -> ModelChoice:
         else:
             note("the picture was made by a compiled model; compiling takes a minute or more")
             changes["compile"] = True
+    if recipe.backend != choice.backend == "torch":
+        target, attention = choose_device(device), choice.attention
+        try:
+            check_backend(recipe.backend, target, compile=choice.compile, attention=attention)
+        except UserError as error:
+            note(f"{error}; the picture is made with another backend than it was")
+        else:
+            changes["backend"] = recipe.backend
     return dataclasses.replace(choice, **changes)
 
 

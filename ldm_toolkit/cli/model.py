@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm_toolkit import schedulers
+from ldm_toolkit.backends import backend_problems
 from ldm_toolkit.cli.options import ATTENTION, DTYPES
 from ldm_toolkit.errors import ModelError, UserError, suggestion
 from ldm_toolkit.files import sha256_file
@@ -54,6 +55,7 @@ class ModelChoice:
     allow_pickle: bool
     attention: str
     compile: bool
+    backend: str
     loras: tuple[tuple[Path, float], ...]
     embeddings: tuple[tuple[Path, str | None], ...]
 
@@ -64,6 +66,7 @@ class ModelChoice:
             "dtype": self.dtype,
             "attention": self.attention,
             "compile": self.compile,
+            "backend": self.backend,
             "threads": threads,
             "tokenizer": _file_hashes(self.tokenizer) if self.tokenizer is not None else None,
             "loras": [(identity.adapter_sha256(path), scale) for path, scale in self.loras],
@@ -108,6 +111,8 @@ def choose_model(
         problems.append(
             f"--attention: {arguments.attention!r} is none of {', '.join(ATTENTION)}{hint}"
         )
+    attention, compiled = arguments.attention, arguments.compile
+    problems += backend_problems(arguments.backend, compile=compiled, attention=attention)
     recorded = original.recipe.loras if original is not None else ()
     loras = tuple(_lora(text, recorded, problems) for text in arguments.lora or ())
     embeddings = tuple(_embedding(text, problems) for text in arguments.embedding or ())
@@ -135,6 +140,7 @@ def choose_model(
         allow_pickle=arguments.allow_pickle,
         attention=arguments.attention,
         compile=arguments.compile,
+        backend=arguments.backend,
         loras=loras,
         embeddings=embeddings,
     )

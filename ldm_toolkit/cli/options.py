@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ldm_toolkit import schedulers
+from ldm_toolkit.backends import BACKENDS
 from ldm_toolkit.cli.output_options import add_output_options
 from ldm_toolkit.cli.terminal import to_stdout
-from ldm_toolkit.errors import UserError
+from ldm_toolkit.errors import UserError, install_hint
 from ldm_toolkit.models import identity
 from ldm_toolkit.promptfile import USUAL_BATCH, kind_of
 from ldm_toolkit.recipe import GenerateOptions
@@ -243,6 +244,13 @@ def add_machine_options(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="compile the model for this machine: a minute or more before the first step, each "
         "step a fifth faster after it; pays in jobs of many pictures",
+    )
+    group.add_argument(
+        "--backend",
+        default="torch",
+        metavar="NAME",
+        help=f"{', '.join(BACKENDS)}: what computes the UNet; openvino is "
+        f"faster on CPUs and needs its package: {install_hint('openvino')} (default: torch)",
     )
     group.add_argument("--threads", metavar="N", help="processor threads (default: torch's choice)")
 

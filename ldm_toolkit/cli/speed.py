@@ -54,7 +54,7 @@ def _ours(request: EvalRequest) -> Contender:
         name: getattr(choice, name)
         for name in (
             "device", "dtype", "vae", "tokenizer", "revision", "variant", "allow_pickle",
-            "attention", "compile",
+            "attention", "compile", "backend",
         )
     }  # fmt: skip
     return Contender(

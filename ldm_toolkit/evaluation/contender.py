@@ -55,6 +55,7 @@ class Ours:
         drawn = {"width": usual.width, "height": usual.height, **asked.drawing}
         self.about = _about(self.device, components.dtype) | {
             "compile": components.compiled,
+            "backend": components.backend,
             "model": components.identity.name,
             "model_sha256": components.identity.sha256,
             "size": f"{drawn['width']}x{drawn['height']}",

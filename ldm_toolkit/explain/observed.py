@@ -77,7 +77,9 @@ def observe(
         {name: _Watched(inner, watcher) for name, inner in unet.attn_processors.items()}
     )
     unet.register_forward_pre_hook(watcher.begin)
-    components = dataclasses.replace(pipeline.components, unet=unet, compiled=False)
+    components = dataclasses.replace(
+        pipeline.components, unet=unet, compiled=False, backend="torch"
+    )
     options["scheduler"] = pipeline.stream(prompt, **options).recipes[0].scheduler
     run = LatentPipeline(components).stream(prompt, **options)
     steps = tuple(follow(run) if follow is not None else run)

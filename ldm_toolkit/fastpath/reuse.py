@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ldm_toolkit.compilation import compiled
 from ldm_toolkit.denoise import StepInfo
+from ldm_toolkit.fastpath import openvino
 from ldm_toolkit.fastpath.attention import State, beside, self_attention, takes_state, words_of
 from ldm_toolkit.fastpath.halves import Halves
 from ldm_toolkit.models.components import Components
@@ -87,7 +88,8 @@ class Reuse:
     ) -> Tensor:
         """One UNet evaluation; ``kept`` is what this part of this run keeps from step to step."""
         unet = components.unet
-        state = self._state(unet, text, step, kept)
+        stateful = components.backend == "torch"
+        state = self._state(unet, text, step, kept) if stateful else None
         cut = _cut(components, self.depth) if self.every > 1 else None
         deep = _rows_of(kept.get(_DEEP), len(x))
         if cut is None:
@@ -131,6 +133,8 @@ _made: WeakKeyDictionary[Any, dict[int, Any]] = WeakKeyDictionary()
 
 
 def _cut(components: Components, depth: int) -> Any:
+    if components.backend == "openvino":
+        return openvino.halves(components.unet, depth)
     by_depth = _made.setdefault(components.unet, {})
     if depth not in by_depth:
         cut: Any = Halves(components.unet, depth).eval()

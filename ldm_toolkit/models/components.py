@@ -24,7 +24,7 @@ class Components:
     ``tokenizer`` and ``text_encoder`` are transformers', ``vae`` and ``unet`` diffusers' classes;
     ``scheduler_config`` is what a scheduler is built from, ``files`` the weight files of each part.
     ``loras`` and ``embeddings`` tell what `models.adapters` attached, ``preview_vae`` is what
-    `preview.with_preview_vae` did.
+    `preview.with_preview_vae` did; ``backend`` computes the UNet.
     """
 
     tokenizer: Any
@@ -37,6 +37,7 @@ class Components:
     memory_format: str = field(default="contiguous")
     attention: str = field(default="sdpa")
     compiled: bool = False
+    backend: str = field(default="torch")
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     loras: tuple[LoraIdentity, ...] = ()
     embeddings: tuple[EmbeddingIdentity, ...] = ()

@@ -13,6 +13,7 @@ import torch
 from ldm_toolkit.compilation import compile_networks
 from ldm_toolkit.errors import ModelError, UserError
 from ldm_toolkit.fastpath.attention import install
+from ldm_toolkit.fastpath.openvino import check_backend, convert_unet
 from ldm_toolkit.hardware import choose_device, choose_dtype, lay_out, set_attention
 from ldm_toolkit.models.checks import PICKLES, check_model_folder, check_vae_folder
 from ldm_toolkit.models.components import Components
@@ -31,7 +32,7 @@ from ldm_toolkit.models.networks import build_network, read_weights
 from ldm_toolkit.models.single_file import Description, check_single_file, describe, is_single_file
 from ldm_toolkit.models.tokenizer import file_tokenizer, load_tokenizer, tokenizer_sha256
 
-__all__ = ["bundled_models", "load_components"]
+__all__ = ["bundled_models", "load_components", "prepare"]
 
 _log = logging.getLogger(__name__)
 
@@ -67,16 +68,19 @@ def load_components(
     allow_pickle: bool = False,
     attention: str = "auto",
     compile: bool = False,
+    backend: str = "torch",
 ) -> Components:
     """Load a bundled model, a hub id, a folder in the diffusers layout or a single checkpoint file.
 
     ``vae`` and ``tokenizer`` are folders in place of the model's own. ``revision`` and ``offline``
     are for hub ids, ``variant`` ("fp16") for those and for folders. ``allow_pickle`` reads ``.bin``
     and ``.ckpt`` with torch's weights-only loader. ``attention`` is one of ``hardware.ATTENTION``;
-    ``compile``: see ``compilation``. Everything is checked before a loader sees it.
+    ``compile``: see ``compilation``, ``backend``: "torch" or "openvino", see ``fastpath.openvino``.
+    Everything is checked before a loader sees it.
     Raises ModelError and UserError.
     """
     target = choose_device(device)
+    check_backend(backend, target, compile=compile, attention=attention)
     computing = choose_dtype(dtype, target)
     places: dict[str, Any] = {"vae": _folder(vae), "tokenizer": _folder(tokenizer)}
     hub = on_hub(model)
@@ -99,10 +103,17 @@ def load_components(
         else:
             opened = _open_folder(find_model(model), **places, **reading)
     components = _load(opened, target, computing, attention)
-    if not compile:
-        return components
-    compile_networks(components.unet, components.vae, target)
-    return dataclasses.replace(components, compiled=True)
+    components = dataclasses.replace(components, compiled=compile, backend=backend)
+    prepare(components)
+    return components
+
+
+def prepare(components: Components) -> None:
+    """Have the networks compiled, or computed elsewhere, where the components say so."""
+    if components.compiled:
+        compile_networks(components.unet, components.vae, components.device)
+    if components.backend == "openvino":
+        convert_unet(components.unet)
 
 
 def _folder(place: str | Path | None) -> Path | None:

@@ -121,6 +121,8 @@ WRONG: list[tuple[list[str], str]] = [
     (["x", "--dtype", "float31"], "did you mean 'float32'?"),
     (["x", "--dtype", "int8"], "--dtype"),
     (["x", "--attention", "sdpaa"], "did you mean 'sdpa'?"),
+    (["x", "--backend", "openvnio"], "did you mean 'openvino'?"),
+    (["x", "--backend", "openvino", "--compile"], "openvino compiles by itself"),
     (["x", "--threads", "0"], "--threads: 0 is too small"),
     (["x", "--threads", "all"], "--threads"),
     (["x", "--save-intermediates", "0"], "--save-intermediates"),
