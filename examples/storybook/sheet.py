@@ -1,7 +1,7 @@
 """The ten prompts at seeds 0, 1, 2: thirty pictures, their recipes inside, and a sheet of them all.
 
 python examples/storybook/sheet.py --out assets/thirty
-python examples/storybook/sheet.py --prompts sixteen.txt --seeds 1 --columns 4 --out assets/sixteen
+python examples/storybook/sheet.py --prompts sixteen.txt --seeds 1 --columns 4 --out runs/sixteen
 """
 
 import argparse
