@@ -15,8 +15,7 @@ from ldm_toolkit.evaluation.extractors import Extractor, open_extractor
 from ldm_toolkit.evaluation.intervals import mean
 from ldm_toolkit.evaluation.report import FEWEST, Report
 from ldm_toolkit.evaluation.subject import Subject
-from ldm_toolkit.models.components import Components
-from ldm_toolkit.training.cache import module_hash
+from ldm_toolkit.models.components import Components, module_hash
 from ldm_toolkit.training.perceptual import lpips_weights
 from ldm_toolkit.training.quality import measures_of
 

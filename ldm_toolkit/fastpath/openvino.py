@@ -33,6 +33,7 @@ from ldm_toolkit.errors import LdmToolkitError, UserError, first_line, is_out_of
 from ldm_toolkit.fastpath.halves import Halves
 from ldm_toolkit.files import cache_folder, sha256_file, staged_directory
 from ldm_toolkit.hardware import versions
+from ldm_toolkit.models.components import module_hash
 
 __all__ = ["check_backend", "convert_unet", "halves", "openvino"]
 
@@ -213,17 +214,14 @@ class _Part:
 
     def _key(self) -> str:
         """The name of what is computed: weights, structure, LoRAs' scales, precision, versions."""
-        unet, digest = self._unet, hashlib.sha256()
+        unet = self._unet
         scales = [getattr(layer, "scaling", None) for layer in unet.modules()]
         # Without what diffusers notes for itself, in another order in every process.
         config = {name: one for name, one in unet.config.items() if not name.startswith("_")}
         about = [str(unet), config, [one for one in scales if one is not None]]
         about += [str(unet.dtype), versions(), importlib.metadata.version("openvino")]
-        digest.update(json.dumps(about, default=str, sort_keys=True).encode())
-        for name, tensor in unet.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-        return f"{self._method}-{self._depth}-{digest.hexdigest()[:32]}"
+        told = f"{json.dumps(about, default=str, sort_keys=True)} {module_hash(unet)}"
+        return f"{self._method}-{self._depth}-{hashlib.sha256(told.encode()).hexdigest()[:32]}"
 
 
 def _in_float32(unet: Any) -> Any:

@@ -1,6 +1,7 @@
 """A loaded model as one record."""
 
 import copy
+import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from ldm_toolkit.models.configs import latent_factor
 from ldm_toolkit.models.identity import EmbeddingIdentity, LoraIdentity, ModelIdentity
 from ldm_toolkit.recipe import ModelDefaults
 
-__all__ = ["Components", "sharing_copy"]
+__all__ = ["Components", "module_hash", "sharing_copy", "tensors_hash"]
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,18 @@ def sharing_copy(network: torch.nn.Module) -> Any:
     """A copy of a network's modules around the same parameters and buffers; it is not compiled."""
     tensors: Iterable[torch.Tensor] = itertools.chain(network.parameters(), network.buffers())
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+
+
+def module_hash(module: torch.nn.Module) -> str:
+    """SHA-256 over a module's tensors in the order of their names."""
+    return tensors_hash(module.state_dict())
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names and bytes of tensors in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(raw.data)
+    return digest.hexdigest()

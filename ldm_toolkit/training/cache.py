@@ -7,38 +7,24 @@ name is a hash of the data, its preparation and the model's weights.
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_toolkit.errors import CannotWrite
 from ldm_toolkit.files import write_atomic
+from ldm_toolkit.models.components import tensors_hash
 from ldm_toolkit.progress import follow
 
-__all__ = ["ComputedRows", "Rows", "cached_rows", "module_hash", "rows_at", "tensors_hash"]
+__all__ = ["ComputedRows", "Rows", "cached_rows", "rows_at"]
 
 logger = logging.getLogger(__name__)
 _SHARD = 256
 _TOGETHER = 8
-
-
-def module_hash(module: nn.Module) -> str:
-    """SHA-256 over a module's tensors in the order of their names."""
-    return tensors_hash(module.state_dict())
-
-
-def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and bytes of tensors in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(raw.data)
-    return digest.hexdigest()
 
 
 def cached_rows(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ldm_toolkit.errors import CannotWrite, ModelError, UserError, listed
 from ldm_toolkit.files import sha256_file, staged_directory
-from ldm_toolkit.training.cache import tensors_hash
+from ldm_toolkit.models.components import tensors_hash
 from ldm_toolkit.training.sharding import whole
 
 __all__ = [

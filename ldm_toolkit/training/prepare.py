@@ -21,6 +21,7 @@ from transformers import CLIPTextModel
 
 from ldm_toolkit.errors import InputError, UserError
 from ldm_toolkit.latents import pil_to_pixels
+from ldm_toolkit.models.components import module_hash
 from ldm_toolkit.training import cache
 from ldm_toolkit.training.advice import warn_of_words
 from ldm_toolkit.training.cache import Rows
@@ -239,7 +240,7 @@ def moments(
     Each source has a cache of its own; without a folder they are computed when they are wanted.
     """
     vae = load_network(AutoencoderKL, vae_folder).eval()
-    model = cache.module_hash(vae)
+    model = module_hash(vae)
     vae.to(accelerator.device, memory_format=torch.channels_last)  # convolutions are faster so
     keys = [f"{source.fingerprint} {model} {accelerator.mixed_precision}" for source in sources]
     told = hashlib.sha256("\n".join(keys).encode()).hexdigest()
@@ -353,7 +354,7 @@ def text(
             tokens = caption_tokens(tokenizer, [texts[index] for index in indices])
             return encoder(tokens.to(accelerator.device)).last_hidden_state.cpu()
 
-    model = f"{words} {cache.module_hash(encoder)}"
+    model = f"{words} {module_hash(encoder)}"
     key = f"{texts} {hashlib.sha256(model.encode()).hexdigest()} {accelerator.mixed_precision}"
     encoder.to(accelerator.device)
     embeddings: Rows = cache.ComputedRows(len(texts), compute)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ldm_toolkit.errors import install_hint
 from ldm_toolkit.files import write_atomic
 from ldm_toolkit.latents import pil_to_pixels
-from ldm_toolkit.training.cache import module_hash
+from ldm_toolkit.models.components import module_hash
 from ldm_toolkit.training.data import Source
 from ldm_toolkit.training.perceptual import Lpips, cached_frechet, cached_lpips
 

@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm_toolkit.errors import LdmToolkitError
 from ldm_toolkit.models.checks import check_tokenizer
+from ldm_toolkit.models.components import module_hash
 from ldm_toolkit.models.tokenizer import load_tokenizer
 from ldm_toolkit.training import prepare
 from ldm_toolkit.training.advice import warn_of_size
@@ -23,7 +24,6 @@ from ldm_toolkit.training.attention import suit_attention
 from ldm_toolkit.training.auto_batch import fitted
 from ldm_toolkit.training.autoencoder import keep_colour_, pass_colour_, standardise_latents_
 from ldm_toolkit.training.begin import begin
-from ldm_toolkit.training.cache import module_hash
 from ldm_toolkit.training.card import Result, write_card
 from ldm_toolkit.training.config import (
     JudgeConfig,

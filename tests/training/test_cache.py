@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from training_tools import tiny_unet
 
+from ldm_toolkit.models.components import module_hash
 from ldm_toolkit.training import cache
 
 
@@ -108,8 +109,8 @@ def test_a_shard_without_a_hash_is_computed_again(shard, tmp_path, caplog):
 
 def test_the_hash_of_a_module_sees_every_weight():
     unet = tiny_unet()
-    before = cache.module_hash(unet)
-    assert before == cache.module_hash(tiny_unet())
+    before = module_hash(unet)
+    assert before == module_hash(tiny_unet())
     with torch.no_grad():
         unet.conv_out.bias[-1] += 1e-6
-    assert cache.module_hash(unet) != before
+    assert module_hash(unet) != before
