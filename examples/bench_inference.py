@@ -22,6 +22,7 @@ import time
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 from bench_tools import bundled, random_sd15, versions
 
@@ -180,17 +181,13 @@ def compiled_start(arguments: argparse.Namespace) -> None:
     print("\n| start to the first picture of 2 steps | seconds |\n| --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         caches = {"TORCHINDUCTOR_CACHE_DIR": folder, "XDG_CACHE_HOME": folder}
-        before = {name: os.environ.get(name) for name in caches}
-        os.environ |= caches  # of this comparison alone
-        for title, name in kinds:
-            command = command_of(contender(name, bundled(), arguments.threads))
-            with running({name: command}) as workers:
-                first = workers[name].ask(steps=2)
-                print(f"| {title} | {workers[name].started + first['seconds']:.1f} |", flush=True)
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        with patch.dict(os.environ, caches):  # of this comparison alone
+            for title, name in kinds:
+                command = command_of(contender(name, bundled(), arguments.threads))
+                with running({name: command}) as workers:
+                    first = workers[name].ask(steps=2)
+                    seconds = workers[name].started + first["seconds"]
+                    print(f"| {title} | {seconds:.1f} |", flush=True)
 
 
 def _print_table(title: str, workers: dict[str, Worker], pictures: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from ldm_toolkit.training.options import Demonstration, command
 
 HERE = Path(__file__).resolve().parent
 DEMONSTRATION = Demonstration(
-    "sharpens the bundled model's decoder for twenty pictures of robots, in about three minutes "
+    "sharpens the bundled model's decoder for twenty pictures of robots, in about two minutes "
     "on two cores; robot-decoder/before_after.png will show each beside its reconstruction, before "
     "and after",
     ("--config", str(HERE / "demo" / "robot_decoder.yaml"),
