@@ -1,6 +1,7 @@
 """Backgrounds: one function a setting. Muted, without outlines, so that the subject stands out.
 
-Each returns the colour of the ground in the shade.
+Each returns the colour of the ground in the shade. Sun, moon and window are at the left, where
+the light of the figures comes from: strong guidance draws what may be at either side at both.
 """
 
 import math
@@ -74,9 +75,8 @@ def _hill(canvas: Canvas, left: float, middle: float, right: float, fill: RGB) -
 
 def _meadow(canvas: Canvas, draw: random.Random, sky: Sky) -> RGB:
     sky.paint(canvas, (150, 208, 246), (222, 242, 252))
-    side = 1 if draw.random() < 0.5 else -1
-    sky.sun(canvas, 0.5 + side * 0.36, 0.13, 0.085, (255, 236, 130))
-    for x in (0.5 - side * _between(draw, 0.24, 0.4), 0.5 + side * _between(draw, 0.0, 0.14)):
+    sky.sun(canvas, 0.14, 0.13, 0.085, (255, 236, 130))
+    for x in (_between(draw, 0.74, 0.9), _between(draw, 0.36, 0.5)):
         _cloud(canvas, x, _between(draw, 0.1, 0.24), 0.065, WHITE)
     _hill(canvas, _between(draw, 0.5, 0.6), 0.58, _between(draw, 0.44, 0.56), (150, 206, 120))
     _hill(canvas, _between(draw, 0.6, 0.68), 0.67, _between(draw, 0.62, 0.72), (178, 224, 120))
@@ -91,8 +91,7 @@ def _meadow(canvas: Canvas, draw: random.Random, sky: Sky) -> RGB:
 
 def _beach(canvas: Canvas, draw: random.Random, sky: Sky) -> RGB:
     sky.paint(canvas, (176, 224, 250), (232, 246, 252))
-    side = 1 if draw.random() < 0.5 else -1
-    sky.sun(canvas, 0.5 + side * 0.34, 0.15, 0.09, (255, 230, 110))
+    sky.sun(canvas, 0.16, 0.15, 0.09, (255, 230, 110))
     horizon = _between(draw, 0.4, 0.46)
     shore = _between(draw, 0.64, 0.7)
     canvas.shape([(-0.1, horizon), (1.1, horizon), (1.1, 1), (-0.1, 1)], (84, 180, 214), line=0)
@@ -104,9 +103,8 @@ def _beach(canvas: Canvas, draw: random.Random, sky: Sky) -> RGB:
     edge = [(-0.1 + 0.15 * k, shore + (0.012 if k % 2 else -0.012)) for k in range(9)]
     canvas.shape(band(edge, 0.05), WHITE, line=0)
     canvas.shape([*edge, (1.1, 1.1), (-0.1, 1.1)], (246, 222, 164), line=0)
-    for _ in range(2):
-        _starfish(canvas, 0.5 + (0.5 - draw.random() * 0.16) * (-side), _between(draw, 0.78, 0.92))
-        side = -side
+    for side in (1, -1):
+        _starfish(canvas, 0.5 + (0.5 - draw.random() * 0.16) * side, _between(draw, 0.78, 0.92))
     return 218, 188, 126
 
 
@@ -119,7 +117,7 @@ def _starfish(canvas: Canvas, x: float, y: float) -> None:
 def _snow(canvas: Canvas, draw: random.Random, sky: Sky) -> RGB:
     sky.paint(canvas, (142, 170, 204), (196, 214, 234))
     if sky.weather is not None:
-        sky.sun(canvas, 0.5 + (0.3 if sky.draw.random() < 0.5 else -0.3), 0, 0, WHITE)
+        sky.sun(canvas, 0.2, 0, 0, WHITE)
     _hill(canvas, _between(draw, 0.52, 0.6), 0.56, _between(draw, 0.5, 0.6), (214, 226, 242))
     for x in (_between(draw, 0.04, 0.14), _between(draw, 0.86, 0.96)):
         _fir(canvas, x, _between(draw, 0.62, 0.68), _between(draw, 0.2, 0.27))
@@ -152,9 +150,8 @@ def _night(canvas: Canvas, draw: random.Random, _sky: Sky) -> RGB:
 
 
 def _moon_and_stars(canvas: Canvas, draw: random.Random) -> None:
-    side = 1 if draw.random() < 0.5 else -1
-    x, y = 0.5 + side * _between(draw, 0.3, 0.36), _between(draw, 0.14, 0.19)
-    canvas.shape(_crescent(x, y, 0.11, side), (250, 240, 186), line=0)
+    x, y = _between(draw, 0.14, 0.2), _between(draw, 0.14, 0.19)
+    canvas.shape(_crescent(x, y, 0.11), (250, 240, 186), line=0)
     for column in range(5):
         for row in range(3):
             if (column * 3 + row) % 4 != 3:
@@ -163,14 +160,14 @@ def _moon_and_stars(canvas: Canvas, draw: random.Random) -> None:
                     _star(canvas, star[0], star[1], _between(draw, 0.018, 0.03))
 
 
-def _crescent(x: float, y: float, radius: float, side: int) -> list[tuple[float, float]]:
+def _crescent(x: float, y: float, radius: float) -> list[tuple[float, float]]:
     """A moon open towards the middle of the picture."""
     outer = [(math.cos(a), math.sin(a)) for a in (math.radians(5 * k) for k in range(-25, 26))]
     inner = [
         (0.82 * math.cos(a) - 0.55, 0.82 * math.sin(a))
         for a in (math.radians(7 * k) for k in range(13, -14, -1))
     ]
-    return [(x + side * radius * dx, y + radius * dy) for dx, dy in outer + inner]
+    return [(x - radius * dx, y + radius * dy) for dx, dy in outer + inner]
 
 
 def _star(canvas: Canvas, x: float, y: float, size: float) -> None:
@@ -182,7 +179,7 @@ def _star(canvas: Canvas, x: float, y: float, size: float) -> None:
 def _city(canvas: Canvas, draw: random.Random, sky: Sky) -> RGB:
     sky.paint(canvas, (198, 206, 222), (232, 230, 232))
     if sky.weather is not None:
-        sky.sun(canvas, 0.5 + (0.32 if sky.draw.random() < 0.5 else -0.32), 0, 0, WHITE)
+        sky.sun(canvas, 0.18, 0, 0, WHITE)
     walls = ((150, 150, 170), (172, 164, 176), (136, 144, 160), (164, 172, 184))
     left, turn = -0.04 - 0.05 * draw.random(), int(draw.random() * 4)
     while left < 1.0:
@@ -219,7 +216,7 @@ def _building(canvas: Canvas, left: float, top: float, width: float, wall: RGB) 
 def _forest(canvas: Canvas, draw: random.Random, sky: Sky) -> RGB:
     sky.paint(canvas, (186, 222, 196), (226, 242, 212))
     if sky.weather is not None:
-        sky.sun(canvas, 0.5 + (0.24 if sky.draw.random() < 0.5 else -0.24), 0, 0, WHITE)
+        sky.sun(canvas, 0.26, 0, 0, WHITE)
     for far in (True, False):
         bark = (150, 136, 122) if far else (112, 92, 84)
         leaf = (142, 184, 142) if far else (88, 142, 100)
@@ -245,8 +242,7 @@ def _forest(canvas: Canvas, draw: random.Random, sky: Sky) -> RGB:
 
 def _desert(canvas: Canvas, draw: random.Random, sky: Sky) -> RGB:
     sky.paint(canvas, (252, 214, 150), (255, 240, 206))
-    side = 1 if draw.random() < 0.5 else -1
-    sky.sun(canvas, 0.5 + side * 0.3, 0.16, 0.11, (255, 250, 226))
+    sky.sun(canvas, 0.2, 0.16, 0.11, (255, 250, 226))
     _hill(canvas, _between(draw, 0.42, 0.52), 0.56, _between(draw, 0.42, 0.52), (238, 184, 116))
     _hill(canvas, _between(draw, 0.58, 0.64), 0.6, _between(draw, 0.5, 0.6), (228, 164, 94))
     for x in (_between(draw, 0.05, 0.11), _between(draw, 0.89, 0.95)):
@@ -275,10 +271,8 @@ def _room(canvas: Canvas, draw: random.Random, _sky: Sky) -> RGB:
         left = start + 0.11 * k - 0.06
         canvas.shape([(left, 0), (left + 0.045, 0), (left + 0.045, 0.7), (left, 0.7)],
                      (232, 204, 192), line=0)  # fmt: skip
-    side = 1 if draw.random() < 0.5 else -1
-    x, y = 0.5 + side * _between(draw, 0.27, 0.31), _between(draw, 0.2, 0.24)
-    _window(canvas, x, y)
-    x, y = 0.5 - side * _between(draw, 0.28, 0.33), _between(draw, 0.17, 0.22)
+    _window(canvas, _between(draw, 0.19, 0.23), _between(draw, 0.2, 0.24))
+    x, y = _between(draw, 0.78, 0.83), _between(draw, 0.17, 0.22)
     canvas.shape(_box(x, y, 0.1, 0.08), (176, 128, 88), line=0)
     canvas.shape(_box(x, y, 0.078, 0.058), (214, 232, 222), line=0)
     canvas.shape([(x - 0.078, y + 0.058), (x - 0.02, y - 0.02), (x + 0.03, y + 0.058)],

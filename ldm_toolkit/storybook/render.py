@@ -54,11 +54,15 @@ def background(canvas: Canvas, scene: scenes.Scene) -> tuple[_settings.Sky, RGB]
 
 
 def _place(canvas: Canvas, scene: scenes.Scene, draw: random.Random) -> None:
-    """Where the figure stands, how large it is and which way it looks."""
+    """Where the figure stands, how large it is and which way it looks: into the picture.
+
+    A figure in the middle looks to the right. That the prompt and the place settle it matters to
+    guidance: where both ways are as likely, its strong steps draw one head at each end.
+    """
     room = _HEADROOM.get(scene.accessory or "", 0.0)
     scale = (1.0 - room) + 0.08 * (draw.random() - 0.5)
     x, y = 0.08 * (draw.random() - 0.5), room / 2 + 0.03 * (draw.random() - 0.5)
-    degrees, flip = 7 * (draw.random() - 0.5), draw.random() < 0.5
+    degrees, flip = 7 * (draw.random() - 0.5), scene.place == "right"
     if scene.size == "small":
         scale *= SMALL
         x += SIDES[scene.place]

@@ -1,6 +1,7 @@
 """Pictures of scenes and the data sets made of them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,24 @@ def test_the_figure_stays_inside_the_picture():
             border = np.concatenate((pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
             ink = np.abs(border - (40, 30, 48)).max(-1) < 25
             assert ink.mean() < 0.02, (subject, accessory, seed)
+
+
+@pytest.mark.parametrize(("place", "looks"), [("left", 1), ("middle", 1), ("right", -1)])
+def test_a_figure_looks_into_the_picture(place, looks):
+    for seed in range(8):
+        fish = replace(_scene("fish", "red", None, "desert", seed), size="small", place=place)
+        pixels = _pixels(fish, 128)
+        red = (pixels[..., 0] - pixels[..., 1:].max(-1) > 120).nonzero()[1]
+        white_of_the_eye = (pixels.min(-1) > 250).nonzero()[1]
+        assert np.sign(np.median(white_of_the_eye) - red.mean()) == looks, seed
+
+
+@pytest.mark.parametrize("setting", ["meadow", "beach", "night"])
+def test_sun_and_moon_are_where_the_light_comes_from(setting):
+    for seed in range(8):
+        sky = _pixels(_scene("turtle", "green", None, setting, seed), 64)[:20]
+        shining = (sky[..., 0] > 240) & (sky[..., 2] > 100) & (sky[..., 2] < 235)
+        assert shining[:, :32].sum() > 3 * shining[:, 32:].sum(), seed
 
 
 def test_too_small_is_an_error():
