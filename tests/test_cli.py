@@ -14,7 +14,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ import torch
 from samples import HOSTILE_TEXTS
 
 from ldm_toolkit import hardware, schedulers
-from ldm_toolkit.cli import options, terminal
+from ldm_toolkit.cli import loading, options, terminal
 from ldm_toolkit.cli.output import destination, slug, steps_folder
 from ldm_toolkit.errors import CannotWrite, UserError
 from ldm_toolkit.images import open_image, pixels_sha256, read_recipe
@@ -99,6 +100,17 @@ def test_words_that_the_bundled_model_never_saw_are_told_once(
     for prompt, more in (("a dog wearing hat", []), ("a zebra", ["--quiet"])):
         done = ldm_gen(prompt, *small, "--overwrite", *more, model="storybook")
         assert "never saw" not in done.err
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_parts_of_known_words_are_unknown_and_who_fine_tunes_knows_better(
+    lora: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loading, "_loaded", lambda *_: object())
+    loras = (("robot-lora", 1.0),) if lora else ()
+    choice: Any = SimpleNamespace(model="storybook", loras=loras, embeddings=())
+    loading.load_pipeline(choice, threads=None, prompts=["an ant with a cape on the beach"])
+    assert ("never saw 'ant', 'cape'" in capsys.readouterr().err) != lora
 
 
 def test_help_teaches_every_option(ldm_gen: Command) -> None:

@@ -12,6 +12,7 @@ from ldm_toolkit.cli.terminal import note
 from ldm_toolkit.errors import UserError, listed
 from ldm_toolkit.models.identity import bundled_models
 from ldm_toolkit.models.vocabulary import unknown_words
+from ldm_toolkit.storybook.scenes import known_words
 
 if TYPE_CHECKING:
     from ldm_toolkit.pipeline import LatentPipeline
@@ -35,7 +36,7 @@ def load_pipeline(
     """
     with _without_collecting():
         pipe = _loaded(choice, threads, original, preview_vae)
-    _tell_unseen(choice.model, pipe, prompts)
+    _tell_unseen(choice, prompts)
     return pipe
 
 
@@ -94,14 +95,14 @@ def _loaded(
     return pipe
 
 
-def _tell_unseen(model: str, pipe: "LatentPipeline", prompts: Iterable[str]) -> None:
-    if model not in bundled_models():
-        return
-    words = unknown_words(prompts, pipe.components.tokenizer.get_vocab())
+def _tell_unseen(choice: ModelChoice, prompts: Iterable[str]) -> None:
+    if choice.model not in bundled_models() or choice.loras or choice.embeddings:
+        return  # what was fine-tuned may have taught it more words
+    words = unknown_words(prompts, {f"{word}</w>" for word in known_words()})
     if words:
         note(
-            f"{model} is a small model and never saw {listed(map(repr, words))}: the picture shows "
-            "what it knows; a large model knows more, e.g. --model "
+            f"{choice.model} is a small model and never saw {listed(map(repr, words))}: the "
+            "picture shows what it knows; a large model knows more, e.g. --model "
             "stable-diffusion-v1-5/stable-diffusion-v1-5, or a folder"
         )
 
