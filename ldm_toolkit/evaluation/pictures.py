@@ -15,7 +15,7 @@ from ldm_toolkit.evaluation.adherence import Asked, held_out_prompts
 from ldm_toolkit.files import PICTURE_SUFFIXES, sha256_bytes
 from ldm_toolkit.images import decode_image, read_recipe
 from ldm_toolkit.storybook.judge import asked as asked_by
-from ldm_toolkit.storybook.render import render
+from ldm_toolkit.storybook.render import drawing_sha256, render
 from ldm_toolkit.storybook.scenes import Scene
 from ldm_toolkit.training.config import DataConfig
 from ldm_toolkit.training.data.entries import Entry, FileBytes
@@ -103,8 +103,7 @@ class Renders:
 
     def __init__(self, asked: Sequence[Asked], size: int = 512) -> None:
         self.place, self._asked, self._size = STORYBOOK, asked, size
-        probe = render(asked[0].scene, 64).tobytes()
-        self._world = sha256_bytes(probe)
+        self._world = drawing_sha256()
 
     def __len__(self) -> int:
         return len(self._asked)

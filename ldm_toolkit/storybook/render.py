@@ -1,6 +1,8 @@
 """Pictures of scenes: the same scene gives the same picture, at any size."""
 
+import hashlib
 import random
+from functools import cache
 
 from PIL import Image
 
@@ -51,6 +53,20 @@ def background(canvas: Canvas, scene: scenes.Scene) -> tuple[_settings.Sky, RGB]
     sky = _settings.Sky(scene.weather, scenes.generator("weather", scene.seed))
     ground = _settings.DRAW[scene.setting](canvas, scenes.generator("setting", scene.seed), sky)
     return sky, ground
+
+
+@cache
+def drawing_sha256() -> str:
+    """Of small renders of every subject with all that it wears, in every setting: how we draw."""
+    digest = hashlib.sha256()
+    number, colours, settings = 0, tuple(scenes.COLOURS), tuple(scenes.SETTINGS)
+    for subject, row in scenes.SUBJECTS.items():
+        for worn in (None, *row.accessories):
+            colour, setting = colours[number % len(colours)], settings[number % len(settings)]
+            scene = scenes.make_scene(scenes.Composition(subject, colour, worn, setting), number)
+            digest.update(render(scene, 32).tobytes())
+            number += 1
+    return digest.hexdigest()
 
 
 def _place(canvas: Canvas, scene: scenes.Scene, draw: random.Random) -> None:

@@ -1,5 +1,6 @@
 """Pictures of scenes and the data sets made of them."""
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 from PIL import Image
 
 from ldm_toolkit.storybook import __main__ as command
+from ldm_toolkit.storybook import render as rendering
 from ldm_toolkit.storybook import scenes
-from ldm_toolkit.storybook.render import render
+from ldm_toolkit.storybook.render import drawing_sha256, render
 
 WEARINGS = [
     (subject, accessory)
@@ -29,6 +31,18 @@ def _pixels(scene: scenes.Scene, size: int) -> np.ndarray:
 
 def test_the_same_scene_gives_the_same_picture():
     assert render(_scene(), 96).tobytes() == render(_scene(), 96).tobytes()
+
+
+@pytest.mark.parametrize("module", ["_animals", "_things", "_accessories", "_settings"])
+def test_what_is_drawn_in_another_way_has_another_hash(module, monkeypatch):
+    drawing = importlib.import_module(f"ldm_toolkit.storybook.{module}")
+    before = drawing_sha256.__wrapped__()
+    assert before == drawing_sha256()
+    name = list(drawing.DRAW)[-1]
+    monkeypatch.setitem(drawing.DRAW, name, next(iter(drawing.DRAW.values())))
+    if module in ("_animals", "_things"):
+        monkeypatch.setitem(rendering._DRAW, name, drawing.DRAW[name])
+    assert drawing_sha256.__wrapped__() != before
 
 
 def test_seeds_give_different_pictures():

@@ -15,8 +15,8 @@ class StorybookScenes:
 
         self._render, self._scenes = render, scenes
         self._count, self._size, self._captions, self._seed = count, size, captions, seed
-        probe = hashlib.sha256(self.image(0).tobytes()).hexdigest()
-        version = f"{scenes.SPLIT_VERSION} {count} {size} {captions} {seed} {probe}"
+        drawing = render.drawing_sha256()
+        version = f"{scenes.SPLIT_VERSION} {count} {size} {captions} {seed} {drawing}"
         self.fingerprint = hashlib.sha256(f"storybook {version}".encode()).hexdigest()
 
     def __len__(self) -> int:
