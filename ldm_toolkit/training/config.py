@@ -308,11 +308,13 @@ class JudgeConfig(LoopConfig):
         model: Name of a bundled model or a model folder, through whose autoencoder some go.
         network: residual or inverted; two kinds, so that one can check the other.
         decoded: Pictures that go through the autoencoder, once for the whole run.
+        start: A judge's file to go on from, in place of a new --network; the default is none.
     """
 
     model: str = "storybook"
     network: Literal["residual", "inverted"] = "residual"
     decoded: int = 600
+    start: str | None = None
 
     def problems(self) -> list[str]:
         """What is wrong with the options, one line each."""

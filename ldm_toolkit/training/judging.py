@@ -79,7 +79,8 @@ class JudgeTraining:
         self._config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.module = JudgeNet(config.network)
+            fresh = JudgeNet(config.network)
+        self.module = fresh if config.start is None else Judge.load(Path(config.start)).net.train()
         self._scenes = [scenes.sample_scene(config.seed + 1, k) for k in range(config.decoded)]
         self._pool = self._decoded(vae)
         self._labels: Tensor = torch.empty(0)
@@ -139,7 +140,7 @@ class JudgeTraining:
         if chance < _DRAWN + _DECODED:
             index = draw.randrange(len(self._scenes))
             return Image.fromarray(self._pool["whole"][index].numpy()), self._scenes[index]
-        kind = draw.choice((*SPOILED, "half", "melted"))
+        kind = draw.choice((*SPOILED, "half", "melted", "melted", "melted"))
         if kind == "half":
             half = self._pool["half"]
             return Image.fromarray(half[draw.randrange(len(half))].numpy()), None
@@ -169,9 +170,30 @@ class JudgeTraining:
 
 
 def weathered(picture: Image.Image, draw: random.Random) -> Image.Image:
-    """The picture as a model might draw it: a little soft, a little off in its colours."""
+    """The picture as a model might draw it: wobbly, soft, mottled, a little off in its colours."""
+    if draw.random() < 0.6:
+        picture = _wobbly(picture, draw)
     if draw.random() < 0.5:
         picture = picture.filter(ImageFilter.GaussianBlur(draw.uniform(0.3, 1.6)))
     picture = ImageEnhance.Brightness(picture).enhance(draw.uniform(0.92, 1.08))
     picture = ImageEnhance.Color(picture).enhance(draw.uniform(0.88, 1.1))
     return ImageEnhance.Contrast(picture).enhance(draw.uniform(0.9, 1.1))
+
+
+def _wobbly(picture: Image.Image, draw: random.Random) -> Image.Image:
+    """Lines that a hand draws, and colour that lies unevenly: small smooth fields of both."""
+    rng = torch.Generator().manual_seed(draw.getrandbits(62))
+
+    def field(channels: int, cells: int, most: float) -> Tensor:
+        few = torch.randn(1, channels, cells, cells, generator=rng) * draw.uniform(0, most)
+        return nn.functional.interpolate(few, picture.size[::-1], mode="bicubic")
+
+    pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float()
+    straight = nn.functional.affine_grid(
+        torch.eye(2, 3)[None], list(pixels.shape), align_corners=False
+    )
+    bent = straight + (field(2, 6, 0.03) + field(2, 24, 0.012)).permute(0, 2, 3, 1)
+    pixels = nn.functional.grid_sample(
+        pixels, bent, padding_mode="border", align_corners=False
+    ) * (1 + field(3, 12, 0.1))  # fmt: skip
+    return Image.fromarray(pixels[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy())

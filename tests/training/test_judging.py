@@ -1,13 +1,17 @@
 """The judge's training: its batches, labels and losses."""
 
+import numpy as np
 import pytest
 import torch
 from training_tools import tiny_vae
 
+from ldm_toolkit.errors import ModelError
 from ldm_toolkit.storybook import judge, scenes
 from ldm_toolkit.storybook.judge import ATTRIBUTES, JudgeNet
+from ldm_toolkit.storybook.render import render
+from ldm_toolkit.training import judging
 from ldm_toolkit.training.config import JudgeConfig
-from ldm_toolkit.training.judging import JudgeTraining
+from ldm_toolkit.training.judging import JudgeTraining, weathered
 
 
 @pytest.fixture
@@ -64,6 +68,38 @@ def test_decoded_pictures_are_computed_once(training, tmp_path):
     again = JudgeTraining(JudgeConfig(output=str(tmp_path), decoded=1, seed=2), None)
     assert file.stat().st_mtime_ns == before
     assert torch.equal(again.batch([1, 2])["pixels"], training.batch([1, 2])["pixels"])
+
+
+def test_a_judge_goes_on_from_another(training, tmp_path):
+    torch.manual_seed(3)
+    first = judge.Judge(JudgeNet("inverted", (8, 16)))
+    first.save(tmp_path / "first.safetensors")
+    config = JudgeConfig(
+        output=str(tmp_path), decoded=1, seed=2, start=str(tmp_path / "first.safetensors")
+    )
+    module = JudgeTraining(config, None).module
+    assert module.config == first.net.config
+    assert module.training
+    for name, value in first.net.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value.half().float()), name
+    config.start = str(tmp_path / "none.safetensors")
+    with pytest.raises(ModelError, match="is not there"):
+        JudgeTraining(config, None)
+
+
+def test_wobbles_bend_lines_and_leave_what_is_shown_in_its_place():
+    picture = render(scenes.sample_scene(1, 3), 96)
+    plain = np.asarray(picture, float)
+    for draw in (weathered, judging._wobbly):
+        changes = []
+        for seed in range(12):
+            drawn = draw(picture, scenes.generator("wobble", seed))
+            assert (drawn.mode, drawn.size) == ("RGB", (96, 96))
+            assert drawn.tobytes() == draw(picture, scenes.generator("wobble", seed)).tobytes()
+            pixels = np.asarray(drawn, float)
+            changes.append(np.abs(pixels - plain).mean())
+            assert np.corrcoef(pixels.ravel(), plain.ravel())[0, 1] > 0.8
+        assert np.median(changes) > 2
 
 
 def test_it_learns_a_few_scenes(training):

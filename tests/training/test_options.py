@@ -435,7 +435,7 @@ def test_every_shipped_configuration_parses(monkeypatch):
         assert {name: type(getattr(config, name))(value) for name, value in written.items()} == {
             name: getattr(config, name) for name in written
         }
-    assert len(files) == 15
+    assert len(files) == 16
 
 
 LAUGHS = "a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]\n"
