@@ -1,7 +1,9 @@
 """The last stage: a trained model becomes package data, float16 and without paths.
 
-python examples/storybook/bundle.py runs/storybook/unet_2 \\
-    --vae runs/storybook/decoder_2 --revision 4
+python examples/storybook/bundle.py runs/storybook/unet_2_longer \\
+    --vae runs/storybook/decoder_2 --revision 5
+
+The card of another revision is left out: card.py writes the new one.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from ldm_toolkit.files import staged_directory, write_atomic
-from ldm_toolkit.models.places import CARD
+from ldm_toolkit.models.places import CARD, read_card
 
 BUNDLED = Path(__file__).parents[2] / "ldm_toolkit" / "models" / "bundled"
 WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model"}
@@ -38,7 +40,8 @@ def bundle(model: Path, vae: Path, name: str, revision: str) -> Path:
     """Write the folder of the bundled model and return it; its autoencoder is that of ``vae``."""
     target = BUNDLED / name
     card = target / "README.md"
-    text = card.read_text() if card.is_file() else None
+    same = card.is_file() and read_card(target).get("revision") == revision
+    text = card.read_text() if same else None  # another revision has other scores
     with staged_directory(target) as staging:
         for component, stem in WEIGHTS.items():
             source = vae if component == "vae" else model

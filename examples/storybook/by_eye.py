@@ -6,8 +6,9 @@ python examples/storybook/by_eye.py --output runs/storybook/by_eye --answers ans
 Draws the prompts of by_eye.txt, one seed each, and copies them under random names and without
 their recipes into OUTPUT/blind/, with contact sheets; OUTPUT/key.json, which says what was asked
 for, is not for whoever names them. A line of the answers is "NAME: a small red car on the beach".
-With answers it prints which agree in everything that was asked for as far as words can be compared,
-and both texts of the rest, which a person decides. The goal: 34 of 40.
+With answers it prints how many agree in everything that was asked for, as far as words can be
+compared, and both texts of each for a person, who decides: "no hat" has the word, too. The goal: 34
+of 40.
 """
 
 import argparse
@@ -117,19 +118,17 @@ def read_answers(file: Path, key: Mapping[str, str]) -> dict[str, str]:
 
 def score(key: Mapping[str, str], answers: Mapping[str, str]) -> str:
     """How many answers agree in everything, and the others for a person, in Markdown."""
-    rest = []
+    rows = []
     for name, prompt in key.items():
         right = agreement(named(prompt), named(answers[name]))
         lacking = [attribute.replace("_", " ") for attribute, one in right.items() if not one]
-        if lacking:
-            rest.append([name, prompt, answers[name], ", ".join(lacking)])
-    agreed = f"{len(key) - len(rest)} of {len(key)} agree in everything that was asked for."
-    if not rest:
-        return agreed
+        rows.append([name, prompt, answers[name], ", ".join(lacking)])
+    rows.sort(key=lambda row: not row[-1])  # what differs comes first
+    agreed = sum(not row[-1] for row in rows)
+    head = ["picture", "asked for", "answer", "not found in the answer"]
     return (
-        f"{agreed} The words of {len(rest)} differ; a person decides whether the picture shows "
-        "what was asked for.\n\n"
-        + table(["picture", "asked for", "answer", "not found in the answer"], rest, text=4)
+        f"{agreed} of {len(key)} agree in everything that was asked for, word by word; a person "
+        f"decides.\n\n{table(head, rows, text=4)}"
     )
 
 

@@ -1,6 +1,7 @@
 """The bundled model's card, filled from the records of its runs and of its scores.
 
-python examples/storybook/card.py --scores runs/storybook/table/ddim-50-7.5 \\
+python examples/storybook/card.py --machine "two cores of an AMD EPYC" \\
+    --scores runs/storybook/table/ddim-50-7.5 \\
     runs/storybook/text_2 runs/storybook/vae_2 runs/storybook/unet_2_256 runs/storybook/unet_2
 
 The folders are the outputs of the stages in their order, of which config.json and metrics.jsonl are
@@ -12,7 +13,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from bundle import BUNDLED, WEIGHTS
 from reporting import percent, read_scores, table
 
 from ldm_toolkit.evaluation.intervals import Interval
-from ldm_toolkit.evaluation.speed import processor
 from ldm_toolkit.files import write_atomic
 from ldm_toolkit.models.headers import check_safetensors
 from ldm_toolkit.models.places import read_card
@@ -105,6 +104,9 @@ def card(model: Path, options: argparse.Namespace) -> str:
     if options.recon is not None:
         found, _ = read_scores(options.recon, "recon")
         scores |= {f"reconstruction: {name}": one for name, one in found.items()}
+    if options.diversity is not None:
+        found, _ = read_scores(options.diversity)
+        scores |= {name: one for name, one in found.items() if "diversity" in name}
     noise = json.loads((model / "scheduler" / "scheduler_config.json").read_text("utf-8"))
     stages = table(
         ["stage", "pictures", "steps x batch", "hours", "loss, first and last tenth", "its curve"],
@@ -119,8 +121,9 @@ tags: [text-to-image, stable-diffusion]
 
 # {about["name"]}, revision {about["revision"]}
 
-A latent diffusion model of a small drawn world, trained from nothing by the scripts of this
-repository; no picture, caption or weight of anybody else is in it.
+A latent diffusion model of a small drawn world, trained by the scripts of this repository; no
+picture, caption or weight of anybody else is in it. The stages below went on from the networks of
+the first edition, which were trained from nothing.
 
 - **Networks**, float16: {weights(model)}. CLIP-format tokenizer, pictures of 512 x 512, latents
   of 4 x 64 x 64, {noise["prediction_type"]}, {noise["beta_schedule"]} {noise["beta_start"]:g} to
@@ -158,9 +161,10 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="outputs of the stages, in their order")
     parser.add_argument("--scores", type=Path, required=True, help="OUTPUT of ldm-eval adherence")
     parser.add_argument("--recon", type=Path, help="OUTPUT of ldm-eval recon --images storybook")
+    parser.add_argument("--diversity", type=Path, help="OUTPUT of ldm-eval adherence --per-prompt")
     parser.add_argument("--model", type=Path, default=BUNDLED / "storybook")
     parser.add_argument("--failures", type=Path, default=HERE / "failures.md")
-    parser.add_argument("--machine", default=f"{os.cpu_count()} cores of {processor()}")
+    parser.add_argument("--machine", required=True, help="what all the stages ran on, in words")
     options = parser.parse_args()
     file = options.model / "README.md"
     write_atomic(file, card(options.model, options).encode())

@@ -1,4 +1,4 @@
-"""Whether the model understands what no caption of its world says: a report, not a gate.
+"""Whether the model understands other words than its captions have: a report, not a gate.
 
 python examples/storybook/phrases.py --output runs/storybook/phrases > examples/storybook/PHRASES.md
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from reporting import add_drawing_options, agreement, draw, percent, table
 
-from ldm_toolkit.evaluation.intervals import share
+from ldm_toolkit.evaluation.intervals import mean, share
 from ldm_toolkit.images import contact_sheet, open_image, save_image
 from ldm_toolkit.storybook import JUDGE_FILE
 from ldm_toolkit.storybook.judge import ATTRIBUTES, Judge, Verdict
@@ -72,12 +72,15 @@ def main() -> None:
 
     count = len(phrases)
     usually = sum(2 * one > options.seeds for one in hits)
-    print("# Phrases that no caption says\n")
+    print("# Phrases that ask in other words than captions do\n")
     print(
         f"{count} phrases, {options.seeds} of each drawn by {options.model} in {options.steps} "
         f"steps at guidance {options.guidance:g}; right is what shows everything asked for.\n"
     )
-    print(f"Right pictures: {percent(share(sum(hits), len(pictures)))} per cent, 95 % interval.")
+    right = share(hits.count(1), count)
+    if options.seeds > 1:  # pictures of one phrase are not independent
+        right = mean([one / options.seeds for one in hits])
+    print(f"Right pictures: {percent(right)} per cent, 95 % interval.")
     if options.seeds > 1:
         print(f"Phrases right more often than not: {percent(share(usually, count))} per cent.")
     print(f"\n{table(['phrase', 'asked for', 'pictures', 'seen instead'], rows, text=4)}")

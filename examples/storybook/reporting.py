@@ -62,6 +62,12 @@ def table(head: Iterable[object], rows: Iterable[Iterable[object]], text: int = 
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
 
+def read_drawing(folder: Path) -> dict[str, Any]:
+    """How the pictures of ``ldm-eval`` were drawn, as recipes have it."""
+    told = json.loads((folder / "scores.json").read_text("utf-8"))["pictures"]["drawing"]
+    return dict(told)
+
+
 def read_scores(
     folder: Path, measure: str = "adherence"
 ) -> tuple[dict[str, Interval], dict[str, Any]]:
