@@ -47,6 +47,16 @@ def test_which_evaluations_are_whole(every, power, total, wholes):
     assert [k for k in range(total) if reuse.whole_at(k, total)] == wholes
 
 
+def test_no_evaluation_is_lost_to_rounding():
+    for every in range(2, 11):
+        for total in range(1, 201):
+            found = [k for k in range(total) if Reuse(every).whole_at(k, total)]
+            assert found == list(range(0, total, every))
+        for total in range(1, 61):
+            found = {k for k in range(total) if Reuse(every, power=2.0).whole_at(k, total)}
+            assert found == {k**2 // total for k in range(0, total, every)}
+
+
 def test_the_count_is_what_the_pattern_says(pipe, counted):
     result = pipe(PROMPT, steps=7, seed=1, scheduler="ddim", reuse_every=3)
     assert [name for name, _ in counted] == [
