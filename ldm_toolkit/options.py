@@ -55,10 +55,13 @@ class GenerateOptions:
         None,
     )
     reuse_every: int | None = _help(
-        "compute the UNet's deep part only every N-th step (DeepCache, Ma et al. 2024)", None
+        "compute the UNet's deep part only in every N-th evaluation, of which a step has one, or "
+        "two with solvers such as heun (DeepCache, Ma et al. 2024)",
+        None,
     )
     reuse_depth: int | None = _help(
-        "skip connections of the UNet that the steps between compute; more is nearer and slower",
+        "skip connections of the UNet that the evaluations between compute; more is nearer and "
+        "slower",
         None,
     )
     reuse_power: float | None = _help(
@@ -70,8 +73,8 @@ class GenerateOptions:
         None,
     )
     attention_every: int | None = _help(
-        "compute self-attention only every N-th step, after the first fifth of them (Pyramid "
-        "Attention Broadcast, Zhao et al. 2024)",
+        "after the first fifth of the steps, compute a layer of self-attention only when its last "
+        "answer is N evaluations old (Pyramid Attention Broadcast, Zhao et al. 2024)",
         None,
     )
     clip_skip: int = _help("leave out the last N layers of the text encoder", 0)

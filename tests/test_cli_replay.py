@@ -21,6 +21,7 @@ from ldm_toolkit.images import open_image, pixels_sha256, read_recipe, save_imag
 from ldm_toolkit.models import identity
 from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.recipe import Recipe
+from ldm_toolkit.speed import PRESETS
 
 if TYPE_CHECKING:
     from command import Outcome
@@ -241,6 +242,18 @@ def test_another_tokenizer_or_scheduler_is_the_reason(
     done = real_ldm_gen("--replay", first, *words)
     assert done.code == 1
     assert told in done.err
+
+
+def test_a_preset_is_what_it_was(ldm_gen: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe's own settings are used, not those that the name stands for by then."""
+    words = ("a cat", "--seed", 7, "--steps", 6)
+    first = ldm_gen(*words, "--speed", "fast").paths[0]
+    exact = ldm_gen(*words, "-o", "exact.png").paths[0]
+    assert open_image(first).tobytes() != open_image(exact).tobytes()
+    monkeypatch.setitem(PRESETS, "fast", PRESETS["exact"])
+    again = ldm_gen("--replay", first, "-o", "again.png")
+    assert (again.code, "ldm-gen: identical" in again.err.splitlines()) == (0, True)
+    assert again.paths[0].read_bytes() == first.read_bytes()
 
 
 def test_a_small_picture_that_was_decoded_in_tiles(ldm_gen: Command, pipe: LatentPipeline) -> None:

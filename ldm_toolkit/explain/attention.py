@@ -52,11 +52,14 @@ def attention_maps(pipeline: LatentPipeline, observed: Observed) -> Picture:
     words = {name: float(one.mean()) for name, one in maps.items() if name.startswith('"')}
     frame = float(maps["start"].mean() + maps["end and padding"].mean())
     most = max(words, key=lambda name: _contrast(maps[name]), default=None)
+    recipe = observed.recipe
+    reused = " (what one took over from others does not count again)"
     picture.caption = (
         "In every cross-attention layer each place of the picture spreads one unit of attention "
         f"over the {len(observed.attention)} tokens; the maps are its mean over heads, layers and "
-        f"the {len(observed.steps)} evaluations of the network, so at every place the shares of "
-        "all tokens sum to 1. "
+        f"the {len(observed.steps)} evaluations of the network"
+        f"{reused if recipe.reuse_every > 1 or recipe.gate < 1 else ''}, so at every place the "
+        "shares of all tokens sum to 1. "
         "Each map has colours of its own, from its lowest value to its highest. "
         f"{frame:.0%} goes to the marks of start and end and to the padding, which hold no word"
     )

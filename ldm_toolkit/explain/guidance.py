@@ -27,7 +27,8 @@ __all__ = ["again", "guidance_difference", "guidance_scales", "prediction_differ
 _SCALES = (1.0, 2.0, 4.0, 7.5, 12.0)
 _OPTIONS = (
     "negative_prompt", "steps", "guidance", "width", "height", "scheduler", "guidance_rescale",
-    "guidance_interval", "clip_skip", "eta",
+    "guidance_interval", "reuse_every", "reuse_depth", "reuse_power", "gate", "attention_every",
+    "clip_skip", "eta",
 )  # fmt: skip
 
 

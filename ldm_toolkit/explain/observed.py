@@ -34,7 +34,8 @@ class Observed:
 
     ``inputs`` (N, C, h, w) float32 is x_t = alpha x_0 + sigma noise with alpha^2 + sigma^2 = 1 as
     the UNet got it, whatever form the scheduler keeps. ``attention`` (T, h, w) is the share of each
-    of the T tokens at each place of the latents; the mean over heads, layers and steps.
+    of the T tokens at each place of the latents; the mean over heads, layers and steps, without the
+    layers that answered in a step what they had computed before, or were left out.
     """
 
     recipe: Recipe
@@ -73,10 +74,11 @@ def observe(
     """
     watcher = _Watcher()
     unet = sharing_copy(pipeline.components.unet)
-    unet.set_attn_processor(
-        {name: _Watched(inner, watcher) for name, inner in unet.attn_processors.items()}
-    )
-    unet.register_forward_pre_hook(watcher.begin)
+    # The first layer of a whole UNet, and of one of which deep features are reused.
+    unet.conv_in.register_forward_pre_hook(watcher.begin)
+    for place in unet.attn_processors:
+        layer = unet.get_submodule(place.removesuffix(".processor"))
+        layer.register_forward_pre_hook(functools.partial(watcher.asked, place), with_kwargs=True)
     components = dataclasses.replace(
         pipeline.components, unet=unet, compiled=False, backend="torch"
     )
@@ -105,12 +107,21 @@ class _Watcher:
         self._sum = torch.zeros(())
         self._layers = 0
 
-    def begin(self, _unet: Any, arguments: tuple[Tensor, ...]) -> None:
+    def begin(self, _layer: Any, arguments: tuple[Tensor, ...]) -> None:
         """An evaluation begins; its last row is the picture's, the negative prompt's comes first.
 
-        A UNet's hook.
+        The hook of a UNet's first layer.
         """
         self.inputs.append(arguments[0][-1:].float().cpu())
+
+    def asked(
+        self, place: str, attention: Any, arguments: tuple[Tensor, ...], options: dict[str, Any]
+    ) -> None:
+        """The attention layer at a place computes, or answers what its state knows. Its hook."""
+        words, state = options.get("encoder_hidden_states"), options.get("state")
+        if words is None or (state is not None and place in state.answers):
+            return  # self-attention has no words
+        self.attended(attention, arguments[0], words)
 
     def attended(self, attention: Any, hidden: Tensor, words: Tensor) -> None:
         """Add the shares (T, h, w) that the places of ``hidden`` (B, h w, C) give ``words``."""
@@ -128,30 +139,6 @@ class _Watcher:
     def attention(self) -> Tensor:
         """The mean over all layers of all evaluations, (T, h, w)."""
         return self._sum / self._layers
-
-
-class _Watched:
-    """An attention processor that lets another one compute, and looks at what words get.
-
-    ``inner`` has the model's own arithmetic, so the picture keeps its bits.
-    """
-
-    def __init__(self, inner: Any, watcher: _Watcher) -> None:
-        self._inner = inner
-        self._watcher = watcher
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """diffusers' call of a processor."""
-        if encoder_hidden_states is not None:  # cross-attention; self-attention has none
-            self._watcher.attended(attn, hidden_states, encoder_hidden_states)
-        return self._inner(attn, hidden_states, encoder_hidden_states, attention_mask, **options)
 
 
 def _shrunk(size: tuple[int, int], places: int) -> tuple[int, int]:

@@ -30,19 +30,23 @@ _DEEP = "deep features"
 _WORDS = "keys and values"
 _ANSWERS = "answers of attention layers"
 _OWN = "names of the self-attention layers"
+# Powers are the C library's: what is a whole number may come out just below it.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Reuse:
     """What of a run's evaluations is computed anew, and what is what an earlier one computed.
 
-    ``every`` evaluations there is a whole one, on average; with a ``power`` above 1 they lie
-    closer at the beginning of a run, below 1 at its end (Ma et al. 2024, section 3.4, has uniform
-    and non-uniform steps). ``depth`` is that of ``halves.Halves``.
+    One evaluation in ``every`` is whole. With a ``power`` above 1 they lie closer at the beginning
+    of a run, below 1 at its end, and where that is too close for all of them there are fewer (Ma
+    et al. 2024, section 3.4, has uniform and non-uniform steps). ``depth`` is that of
+    ``halves.Halves``.
     From the fraction ``gate`` of the run on, cross-attention answers what it answered last (Zhang
     et al. 2024, "T-GATE"). After the first fifth of the run, in which the picture's layout is
-    settled, self-attention is computed every ``attention_every`` evaluations (Zhao et al. 2024,
-    "Pyramid Attention Broadcast").
+    settled, a layer of self-attention answers what it computed last until that is
+    ``attention_every`` evaluations old (Zhao et al. 2024, "Pyramid Attention Broadcast"); a deep
+    layer then waits for the next whole evaluation.
     """
 
     every: int = 1
@@ -64,18 +68,20 @@ class Reuse:
 
     def whole_at(self, evaluation: int, total: int) -> bool:
         """Whether an evaluation of ``total`` computes the deep part; the first always does."""
+        if self.power == 1:
+            return evaluation % self.every == 0
         wholes = math.ceil(total / self.every)
-        places = (int(total * (k * self.every / total) ** self.power) for k in range(wholes))
-        return evaluation in places
+        places = (total * (k * self.every / total) ** self.power for k in range(wholes))
+        return evaluation in (int(place + _ROUNDING) for place in places)
 
     def frozen_at(self, evaluation: int, total: int) -> bool:
         """Whether cross-attention answers what it did; never in the first evaluation."""
         return evaluation > 0 and evaluation / total >= self.gate
 
-    def broadcast_at(self, evaluation: int, total: int) -> bool:
-        """Whether self-attention answers what it did; never in the first fifth."""
-        since = evaluation - math.ceil(total / 5)
-        return since > 0 and since % self.attention_every != 0
+    def broadcast_at(self, evaluation: int, total: int, computed: int) -> bool:
+        """Whether self-attention answers what it did at ``computed``; never in the first fifth."""
+        late = evaluation > math.ceil(total / 5)
+        return late and evaluation - computed < self.attention_every
 
     def __call__(
         self,
@@ -99,7 +105,11 @@ class Reuse:
         else:
             prediction = cut.shallow(x, timestep, text, deep, state)
         if state is not None:
-            fresh = {place: one for place, one in state.kept.items() if one is not None}
+            fresh = {
+                place: (step.evaluation, answer)
+                for place, answer in state.kept.items()
+                if answer is not None
+            }
             kept[_ANSWERS] = kept.get(_ANSWERS, {}) | fresh
         return prediction
 
@@ -112,12 +122,16 @@ class Reuse:
         words = kept[_WORDS][rows]
         if words is None:
             return None
-        cross = [*words] if self.gate < 1 else []
-        answering = cross if self.frozen_at(step.evaluation, step.total) else []
-        if self.broadcast_at(step.evaluation, step.total):
-            answering = [*answering, *kept[_OWN]]
-        last = {place: _rows_of(kept.get(_ANSWERS, {}).get(place), rows) for place in answering}
-        answers = {place: answer for place, answer in last.items() if answer is not None}
+        answers = {}
+        for place, (computed, answer) in kept.get(_ANSWERS, {}).items():
+            if place in words:
+                given = self.frozen_at(step.evaluation, step.total)
+            else:
+                given = self.broadcast_at(step.evaluation, step.total, computed)
+            fitting = _rows_of(answer, rows)
+            if given and fitting is not None:
+                answers[place] = fitting
+        cross = words if self.gate < 1 else ()
         return State(words, answers, dict.fromkeys([*cross, *kept[_OWN]]))
 
 

@@ -1,5 +1,6 @@
 """A watched run is the pipeline's own run, and what was seen is what the UNet computed."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,8 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
 from ldm_toolkit.errors import UserError
-from ldm_toolkit.explain.attention import word_maps
+from ldm_toolkit.explain.attention import attention_maps, word_maps
+from ldm_toolkit.explain.guidance import again
 from ldm_toolkit.explain.observed import Observed, observe
 from ldm_toolkit.explain.words import find_words
 from ldm_toolkit.models.components import sharing_copy
@@ -44,6 +46,44 @@ def test_the_picture_has_the_bits_of_an_unwatched_one(
     assert plain.recipes[0] == seen.recipe
     assert processors(pipe) == before
     assert hooks(pipe.components.unet) == hooked == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"speed": "balanced"},
+        {"speed": "fast"},
+        {"reuse_every": 2, "gate": 0.5, "attention_every": 2},
+        {"gate": 0.0, "guidance_interval": (0, 0.5)},
+    ],
+    ids=str,
+)
+def test_a_run_that_reuses_has_the_bits_of_an_unwatched_one(
+    pipe: LatentPipeline, options: dict[str, Any]
+) -> None:
+    options = options | {"steps": 5, "seed": 5, "scheduler": "ddim"}
+    plain = pipe(PROMPT, **options)
+    seen = observe(pipe, PROMPT, **options)
+    assert torch.equal(plain.latents, seen.steps[-1].latents)
+    assert plain.recipes[0] == seen.recipe
+    assert seen.inputs.shape == (5, 4, 8, 8)
+    assert torch.allclose(seen.attention.sum(0), torch.ones(8, 8), atol=1e-5)
+    again_drawn = pipe(PROMPT, seed=5, **again(seen.recipe))
+    assert torch.equal(plain.latents, again_drawn.latents)
+    assert "does not count again" in attention_maps(pipe, seen).caption
+
+
+def test_attention_of_another_kind_is_watched_too(pipe: LatentPipeline) -> None:
+    unet = sharing_copy(pipe.components.unet)
+    unet.set_attn_processor(AttnProcessor())
+    other = LatentPipeline(dataclasses.replace(pipe.components, unet=unet))
+    options: dict[str, Any] = {"steps": 2, "seed": 1, "scheduler": "ddim"}
+    seen = observe(other, PROMPT, **options)
+    assert torch.equal(seen.steps[-1].latents, other(PROMPT, **options).latents)
+    expected = observe(pipe, PROMPT, **options).attention
+    assert torch.allclose(seen.attention, expected, atol=1e-5)
+    with pytest.raises(UserError, match="gate must be 1 with this model"):
+        observe(other, PROMPT, gate=0.5, **options)
 
 
 def test_the_default_scheduler_is_the_pipelines(tiny_model: Any) -> None:
@@ -82,11 +122,12 @@ def test_shares_of_all_tokens_sum_to_one(
     assert torch.allclose(torch.tensor(sum(maps.values())), torch.ones(8, 8), atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{"steps": 1}, {"steps": 3, "gate": 0.0}], ids=str)
 def test_attention_is_what_the_networks_layers_compute(
-    pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch
+    pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    """Beside diffusers' own processor of old, which shows its scores."""
-    seen = observe(pipe, PROMPT, steps=1, guidance=1.0, seed=4)
+    """Beside diffusers' own processor of old, which shows its scores; all of the first step."""
+    seen = observe(pipe, PROMPT, guidance=1.0, seed=4, scheduler="ddim", **options)
     scores = []
     original = Attention.get_attention_scores
 
@@ -100,7 +141,7 @@ def test_attention_is_what_the_networks_layers_compute(
     unet.set_attn_processor(AttnProcessor())
     monkeypatch.setattr(Attention, "get_attention_scores", recording)
     with torch.no_grad():
-        unet(seen.inputs, seen.steps[0].timestep, pipe.encode_prompt(PROMPT))
+        unet(seen.inputs[:1], seen.steps[0].timestep, pipe.encode_prompt(PROMPT))
     sides = sorted({one.shape[1] for one in scores})
     assert len(scores) >= 2
     expected = torch.zeros(77, 8, 8)

@@ -135,7 +135,7 @@ def test_everything_is_dropped_after_the_run(pipe, monkeypatch):
     for _ in run:
         pass
     seen = kept.pop()
-    tensors = [seen[reuse._DEEP], *seen[reuse._ANSWERS].values()]
+    tensors = [seen[reuse._DEEP], *(answer for _, answer in seen[reuse._ANSWERS].values())]
     tensors += [one for pair in seen[reuse._WORDS][2].values() for one in pair]
     assert len(tensors) > 10
     watched = [weakref.ref(tensor) for tensor in tensors]
@@ -166,8 +166,13 @@ def test_which_evaluations_are_frozen(gate, total, frozen):
     ],
 )  # fmt: skip
 def test_which_evaluations_answer_self_attention(every, total, answered):
-    reused = Reuse(attention_every=every)
-    assert [k for k in range(total) if reused.broadcast_at(k, total)] == answered
+    reused, computed, found = Reuse(attention_every=every), 0, []
+    for k in range(total):
+        if reused.broadcast_at(k, total, computed):
+            found.append(k)
+        else:
+            computed = k
+    assert found == answered
 
 
 def test_frozen_layers_are_not_computed(pipe, counted):
@@ -223,6 +228,44 @@ def test_it_composes_with_deep_features(pipe, counted, options):
     assert computed < counted.total()
     assert not torch.equal(both, pipe(PROMPT, **plain, **options).latents)
     assert torch.equal(both, pipe(PROMPT, **plain, reuse_every=2, **options).latents)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "attention_every", "outer", "deep"),
+    [
+        (15, 2, 2, [0, 1, 2, 3, 5, 7, 9, 11, 13], [0, 2, 4, 6, 8, 10, 12, 14]),
+        (16, 3, 3, [0, 1, 2, 3, 4, 7, 10, 13], [0, 3, 6, 9, 12, 15]),
+        (16, 2, 4, [0, 1, 2, 3, 4, 8, 12], [0, 2, 4, 8, 12]),
+    ],
+)
+def test_a_deep_layer_answers_no_longer_than_it_may(
+    pipe, monkeypatch, steps, every, attention_every, outer, deep
+):
+    """However the evaluations that compute it lie to those that compute self-attention."""
+    seen, now = {}, []
+
+    def told(self, *given, own=Reuse.__call__):
+        now.append(given[-2].evaluation)
+        return own(self, *given)
+
+    def noting(place):
+        return lambda *_: seen.setdefault(place, []).append(now[-1])
+
+    monkeypatch.setattr(Reuse, "__call__", told)
+    places = {"up_blocks.1.attentions.1": outer, "mid_block.attentions.0": deep}
+    handles = [
+        pipe.components.unet.get_submodule(
+            f"{place}.transformer_blocks.0.attn1.to_q"
+        ).register_forward_hook(noting(place))
+        for place in places
+    ]
+    options = {"reuse_every": every, "attention_every": attention_every}
+    try:
+        pipe(PROMPT, steps=steps, seed=1, scheduler="ddim", **options)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert seen == places
 
 
 def test_more_is_nearer(pipe):

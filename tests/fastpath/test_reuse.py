@@ -5,11 +5,14 @@ import dataclasses
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from ldm_toolkit import schedulers
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.fastpath.halves import Halves
 from ldm_toolkit.fastpath.reuse import Reuse
+from ldm_toolkit.models.components import sharing_copy
+from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.replay import options_of
 from ldm_toolkit.speed import PRESETS
 
@@ -45,6 +48,16 @@ def counted(monkeypatch):
 def test_which_evaluations_are_whole(every, power, total, wholes):
     reuse = Reuse(every, power=power)
     assert [k for k in range(total) if reuse.whole_at(k, total)] == wholes
+
+
+def test_no_evaluation_is_lost_to_rounding():
+    for every in range(2, 11):
+        for total in range(1, 201):
+            found = [k for k in range(total) if Reuse(every).whole_at(k, total)]
+            assert found == list(range(0, total, every))
+        for total in range(1, 61):
+            found = {k for k in range(total) if Reuse(every, power=2.0).whole_at(k, total)}
+            assert found == {k**2 // total for k in range(0, total, every)}
 
 
 def test_the_count_is_what_the_pattern_says(pipe, counted):
@@ -134,6 +147,68 @@ def test_a_picture_drawn_over(pipe, counted):
     image = Image.new("RGB", (64, 64), "red")
     pipe(PROMPT, steps=4, seed=1, scheduler="ddim", image=image, strength=0.5, reuse_every=2)
     assert [name for name, _ in counted] == ["whole", "shallow"]
+
+
+@pytest.mark.parametrize("channels", [4, 9])
+def test_a_masked_picture(model_factory, counted, monkeypatch, channels):
+    """Of an ordinary model and of one that sees mask and picture; shallow as whole is exact."""
+    model = model_factory(in_channels=channels)
+    pipe = LatentPipeline.from_pretrained(model, device="cpu", dtype="float32")
+    options = {
+        "steps": 6, "seed": 1, "scheduler": "ddim", "strength": 0.7,
+        "image": Image.linear_gradient("L").resize((64, 64)).convert("RGB"),
+        "mask": Image.linear_gradient("L").rotate(90).resize((64, 64)),
+    }  # fmt: skip
+    exact = pipe(PROMPT, **options).latents
+    near = pipe(PROMPT, **options, reuse_every=3).latents
+    assert [name for name, _ in counted] == ["whole", "shallow", "shallow", "whole"]
+    assert torch.isfinite(near).all()
+    assert not torch.equal(near, exact)
+
+    def all_of_it(self, x, timestep, text, deep, state):
+        return self.whole(x, timestep, text, state)[0]
+
+    monkeypatch.setattr(Halves, "shallow", all_of_it)
+    assert torch.equal(pipe(PROMPT, **options, reuse_every=3).latents, exact)
+
+
+def test_a_lora_reaches_both_halves_and_leaves_them(pipe, tmp_path):
+    """As with the LoRA's product added to the weights."""
+    options = {"steps": 5, "seed": 1, "scheduler": "ddim", "reuse_every": 2}
+    merged = sharing_copy(pipe.components.unet)
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for layers in ("up_blocks.1.attentions.1", "mid_block.attentions.0"):
+        name = f"{layers}.transformer_blocks.0.attn2.to_v"
+        layer = merged.get_submodule(name)
+        down = torch.randn(2, layer.in_features, generator=generator)
+        up = torch.randn(layer.out_features, 2, generator=generator)
+        tensors |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+        layer.weight = torch.nn.Parameter(layer.weight + up @ down)
+    save_file(tensors, tmp_path / "both.safetensors")
+    ours = LatentPipeline(pipe.components)
+    before = ours(PROMPT, **options).latents
+    ours.load_lora(tmp_path / "both.safetensors")
+    found = ours(PROMPT, **options).latents
+    theirs = LatentPipeline(dataclasses.replace(pipe.components, unet=merged))
+    assert torch.allclose(found, theirs(PROMPT, **options).latents, atol=1e-4)
+    assert not torch.allclose(found, before, atol=1e-2)
+    ours.unload_loras()
+    assert torch.equal(ours(PROMPT, **options).latents, before)
+
+
+@pytest.mark.slow
+def test_both_halves_are_compiled(tiny_model, pipe, caplog):
+    """With inductor's freezing, each once."""
+    options = {"steps": 5, "seed": 1, "scheduler": "ddim", "reuse_every": 2}
+    compiled = LatentPipeline.from_pretrained(
+        tiny_model, device="cpu", dtype="float32", compile=True
+    )
+    with caplog.at_level("INFO", "ldm_toolkit"):
+        *_, last = compiled.stream(PROMPT, **options)  # its picture would compile the VAE
+        again = list(compiled.stream(PROMPT, **options))[-1]
+    assert caplog.text.count("compiled in") == 2
+    assert (last.latents - pipe(PROMPT, **options).latents).abs().max() <= 1e-4
+    assert torch.equal(again.latents, last.latents)
 
 
 def test_too_deep_is_told_before_the_first_step(pipe):
