@@ -49,6 +49,7 @@ from ldm_toolkit.errors import LdmToolkitError
 from ldm_toolkit.evaluation.intervals import mean
 from ldm_toolkit.evaluation.speed import Contender, command_of, processor, running
 from ldm_toolkit.files import sha256_file
+from ldm_toolkit.hardware import choose_device
 from ldm_toolkit.models.identity import find_model
 from ldm_toolkit.pipeline import LatentPipeline
 from ldm_toolkit.progress import follow
@@ -114,8 +115,8 @@ TARGETS = {
 }
 BESIDE_DIFFUSERS = {"fast": 12}  # times as fast as diffusers' default, on a CPU
 SECTIONS = ("adherence", "speed", "solvers", "sd15")
-PROMPTS = {"tune": 200, "report": 400}
-ENOUGH = {"cpu": 400, "cuda": 2000}  # prompts that the contract is judged on
+TUNING_PROMPTS = 200
+ENOUGH = {"cpu": 400, "gpu": 2000}  # prompts of report that the contract is judged on
 DIFFUSERS = "diffusers"
 
 
@@ -156,7 +157,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, default=Path("runs/bench_speed"), help="default: %(default)s")
     add("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections (default: all)")
     add("--set", choices=SETS, default="tune", dest="prompt_set", help="default: tune")
-    add("--prompts", type=int, help="default: 200 of tune, 400 of report; 2000 with a GPU")
+    add("--prompts", type=int, help="default: 200 of tune; of report 400, and 2000 on a GPU")
     add("--settings", nargs="+", default=SETTINGS, help="names, or parts with + between")
     add("--rounds", type=int, default=3, help="timed pictures a setting (default: 3)")
     add("--solver-prompts", type=int, default=4, help="default: 4")
@@ -172,8 +173,14 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(words)
     options.settings = list(dict.fromkeys(["exact", *options.settings]))
     if options.prompts is None:
-        options.prompts = PROMPTS[options.prompt_set]
+        tuning = options.prompt_set == "tune"
+        options.prompts = TUNING_PROMPTS if tuning else ENOUGH[_kind(options)]
     return options
+
+
+def _kind(options: argparse.Namespace) -> str:
+    """What the options' device is, "cpu" or "gpu". Raises UserError."""
+    return "cpu" if choose_device(options.device).type == "cpu" else "gpu"
 
 
 def setting_of(name: str) -> dict[str, Any]:
@@ -341,7 +348,8 @@ def contract(
 ) -> None:
     """Print whether presets keep what they promise, what would, and the frontier."""
     print("## The contract\n")
-    enough = ENOUGH["cuda" if torch.cuda.is_available() else "cpu"]
+    kind = _kind(options)
+    enough = ENOUGH[kind]
     if options.prompt_set != "report" or options.prompts < enough:
         print(f"A trial: the contract is judged on {enough} prompts of report at least.\n")
     by_speed = sorted(qualities, key=lambda name: -paces[name].ratio.value)
@@ -354,7 +362,8 @@ def contract(
     for preset, goal in BESIDE_DIFFUSERS.items():
         if preset in paces and DIFFUSERS in paces:
             found = paces[preset].ratio.value / paces[DIFFUSERS].ratio.value
-            print(f"- {preset}: {found:.2f}x diffusers' default; the goal on a CPU is {goal}x")
+            beside = f"; the goal on a CPU is {goal}x" if kind == "cpu" else ""
+            print(f"- {preset}: {found:.2f}x diffusers' default{beside}")
     print("\nSettings that no other beats in both speed and adherence:\n")
     both = {name: (paces[name].ratio.value, one.loss.value) for name, one in qualities.items()}
     rows = [

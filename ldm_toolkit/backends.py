@@ -1,10 +1,11 @@
 """What can compute a model's networks in torch's place. Level 1: no torch."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 from ldm_toolkit.errors import install_hint, suggestion
 
-__all__ = ["BACKENDS", "backend_problems"]
+__all__ = ["BACKENDS", "backend_problems", "frozen_problems"]
 
 BACKENDS = ("torch", "openvino")
 
@@ -29,3 +30,17 @@ def backend_problems(backend: str, *, compile: bool, attention: str) -> list[str
             "with the backend torch"
         )
     return problems
+
+
+def frozen_problems(backend: str, frozen: Mapping[str, float]) -> dict[str, str]:
+    """Why attention layers cannot keep their answers from step to step; by field a line.
+
+    ``frozen`` has the values of the fields that ask for it; 1 is none.
+    """
+    if backend != "openvino":
+        return {}
+    return {
+        name: f"{name} must be 1 with the backend openvino; the backend torch knows it"
+        for name, value in frozen.items()
+        if value != 1
+    }

@@ -24,6 +24,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "cache_folder",
     "contained_path",
+    "folder_lock",
     "fsync_directory",
     "remove_leftovers",
     "sha256_bytes",
@@ -36,6 +37,7 @@ PICTURE_SUFFIXES = {".png": "png", ".webp": "webp", ".jpg": "jpg", ".jpeg": "jpg
 """Suffixes of picture files, and the format that each means."""
 
 _LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.tmp")
+_TAKEN = {errno.EEXIST, errno.ENOTEMPTY}
 # FAT and some network file systems
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -122,13 +124,18 @@ def staged_directory(
 
 def _put_in_place(staging: Path, final: Path) -> None:
     """Give a filled folder its name; what had the name before goes."""
-    if final.exists():
+    placed = False
+    while not placed:
         old = final.with_name(f".{final.name}.{secrets.token_hex(4)}.old")
-        os.rename(final, old)
-        os.rename(staging, final)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(final, old)
+        try:
+            os.rename(staging, final)
+            placed = True
+        except OSError as error:
+            if error.errno not in _TAKEN:  # another process was quicker; it is replaced in turn
+                raise
         shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(staging, final)
     fsync_directory(final.parent)
 
 
@@ -174,6 +181,17 @@ def _remove_dead(final: Path) -> None:
             if lock is not None:
                 shutil.rmtree(path, ignore_errors=True)
                 os.close(lock)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Of all processes and threads one at a time is in such a block, where the system has locks."""
+    lock = _locked(folder, wait=True)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _locked(folder: Path, *, wait: bool) -> int | None:

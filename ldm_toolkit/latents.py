@@ -1,9 +1,8 @@
 """Latents: the seed rule, the first noise, the way from pictures and back."""
 
-import contextlib
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +87,8 @@ def pixels_to_latents(
     vae = components.vae
     latents = []
     for index, one in enumerate(pixels):
-        posterior = vae.encode(one[None].to(components.device, components.dtype)).latent_dist
+        with explained():
+            posterior = vae.encode(one[None].to(components.device, components.dtype)).latent_dist
         latent = posterior.mean.float()
         if generators is not None:
             noise = initial_noise([generators[index]], tuple(latent.shape[1:]))
@@ -124,33 +124,24 @@ def decode_latents(
     """
     scaled = latents.to(components.device).float() / components.latent_scale
     scaled = scaled + components.latent_shift
-    with _tiles(components.vae, tiled):
-        return torch.cat([_decode_one(one[None], components) for one in scaled])
+    vae = copy.copy(components.vae)  # the same layers; another run may decode with them right now
+    vae.use_tiling = tiled
+    return torch.cat([_decode_one(one[None], vae, components.dtype) for one in scaled])
 
 
-@contextlib.contextmanager
-def _tiles(vae: Any, tiled: bool) -> Iterator[None]:
-    """The VAE works in tiles meanwhile."""
-    before, vae.use_tiling = vae.use_tiling, tiled
-    try:
-        yield
-    finally:
-        vae.use_tiling = before
-
-
-def _decode_one(scaled: torch.Tensor, components: Components) -> torch.Tensor:
+def _decode_one(scaled: torch.Tensor, vae: Any, dtype: torch.dtype) -> torch.Tensor:
     """The VAE's answer to (1, C, h, w) float32, (1, 3, H, W) float32. Raises NumericalError."""
     with explained():
-        pixels = components.vae.decode(scaled.to(components.dtype)).sample.float()
+        pixels = vae.decode(scaled.to(dtype)).sample.float()
     if torch.isfinite(pixels).all():
         return pixels
-    dtype = str(components.dtype).removeprefix("torch.")
-    if components.dtype != torch.float32 and torch.isfinite(scaled).all():
-        _log.warning("NaN or infinity in the VAE in %s; decoding in float32", dtype)
-        pixels = copy.deepcopy(components.vae).float().decode(scaled).sample
+    name = str(dtype).removeprefix("torch.")
+    if dtype != torch.float32 and torch.isfinite(scaled).all():
+        _log.warning("NaN or infinity in the VAE in %s; decoding in float32", name)
+        pixels = copy.deepcopy(vae).float().decode(scaled).sample
     if not torch.isfinite(pixels).all():
         raise NumericalError(
-            f"the VAE's picture holds NaN or infinity in {dtype}; the model's weights are broken"
+            f"the VAE's picture holds NaN or infinity in {name}; the model's weights are broken"
         )
     return pixels
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ldm_toolkit.errors import UserError, suggestion
-from ldm_toolkit.speed import PRESETS
+from ldm_toolkit.speed import PRESETS, Preset
 from ldm_toolkit.values import number_problem, range_problem, text_problem
 
 __all__ = [
@@ -109,6 +109,14 @@ class GenerateOptions:
         problems += self._speed_problems()
         if problems:
             raise UserError("; ".join(problems))
+
+    @property
+    def settled_speed(self) -> Preset:
+        """What ``speed`` stands for, with what was asked for by itself in its place."""
+        preset = PRESETS[self.speed]
+        asked = {one.name: getattr(self, one.name) for one in dataclasses.fields(preset)}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return dataclasses.replace(preset, **given)
 
     def _speed_problems(self) -> list[str]:
         problems = []

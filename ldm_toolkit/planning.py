@@ -9,6 +9,7 @@ import torch
 
 from ldm_toolkit import given as given_
 from ldm_toolkit import schedulers
+from ldm_toolkit.backends import frozen_problems
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.fastpath.attention import takes_state
 from ldm_toolkit.fastpath.halves import most_depth
@@ -68,16 +69,21 @@ def _check_reuse(recipe: Recipe, components: Components) -> None:
     """Whether the model's UNet can keep what a recipe wants from step to step. Raises UserError."""
     problems = []
     if recipe.reuse_every > 1:
-        most = most_depth(components.unet)
-        if recipe.reuse_depth > most:
-            problems.append(
-                f"reuse_depth must be from 1 to {most} with this model, not {recipe.reuse_depth}"
-            )
-    asked = {"gate": recipe.gate < 1, "attention_every": recipe.attention_every > 1}
-    names = " and ".join(name for name, wanted in asked.items() if wanted)
-    if names and components.backend == "openvino":
-        problems.append(f"{names} must be 1 with the backend openvino; the backend torch knows it")
-    elif names and not takes_state(components.unet):
+        try:
+            most = most_depth(components.unet)
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            if recipe.reuse_depth > most:
+                problems.append(
+                    f"reuse_depth must be from 1 to {most} with this model, not "
+                    f"{recipe.reuse_depth}"
+                )
+    frozen = {"gate": recipe.gate, "attention_every": recipe.attention_every}
+    names = " and ".join(name for name, value in frozen.items() if value != 1)
+    refused = frozen_problems(components.backend, frozen)
+    problems += refused.values()
+    if names and not refused and not takes_state(components.unet):
         problems.append(
             f"{names} must be 1 with this model: its UNet's attention is not that of Stable "
             "Diffusion 1.x and 2.x, or was replaced"

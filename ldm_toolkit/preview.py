@@ -1,4 +1,4 @@
-"""What latents will look like, at a thousandth of the VAE's price."""
+"""What latents will look like, without the VAE."""
 
 import dataclasses
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch.nn import functional
 from ldm_toolkit.errors import ModelError
 from ldm_toolkit.hardware import lay_out
 from ldm_toolkit.latents import pixels_to_latents, pixels_to_pil
-from ldm_toolkit.models.components import Components
+from ldm_toolkit.models.components import Components, sharing_copy
 from ldm_toolkit.models.networks import build_network, read_weights
 from ldm_toolkit.models.preview_vae import check_preview_vae, enlargement
 
@@ -80,7 +80,9 @@ def _fitted(components: Components) -> tuple[Tensor, Tensor]:
         patches = torch.rand(1, 3, _SIDE // _PATCH, _SIDE // _PATCH, generator=draw) * 2 - 1
         side = _SIDE * components.latent_factor
         pixels = functional.interpolate(patches, (side, side), mode="bilinear")
-        latents = pixels_to_latents(pixels, components).cpu()
+        # A copy is not compiled, which would take longer than all previews of a run.
+        plain = dataclasses.replace(components, vae=sharing_copy(components.vae))
+        latents = pixels_to_latents(pixels, plain).cpu()
         means = functional.avg_pool2d(pixels, components.latent_factor)
         rows = latents[0].flatten(1).T.double()  # (positions, C)
         rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=torch.float64)], 1)

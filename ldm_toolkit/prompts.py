@@ -1,6 +1,8 @@
 """From words to embeddings: chunk by chunk through the text encoder, weights through compel."""
 
+import contextlib
 import functools
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -87,25 +89,27 @@ class _Encoder:
 class Remembered:
     """The embeddings of one model's last prompts, so that a job encodes its negative prompt once.
 
-    ``most`` bounds the memory: 15 MB for prompts of one chunk in bfloat16.
+    ``most`` bounds the memory: 15 MB for prompts of one chunk in bfloat16. Several threads may use
+    it at once: each call below is one that they cannot interrupt.
     """
 
     def __init__(self, most: int = 128) -> None:
         self._most = most
-        self._embeddings: dict[tuple[int, str], torch.Tensor] = {}
+        self._embeddings: OrderedDict[tuple[int, str], torch.Tensor] = OrderedDict()
 
     def get(self, clip_skip: int, prompt: str) -> torch.Tensor | None:
         """The embedding of a prompt, if it was one of the last."""
-        found = self._embeddings.pop((clip_skip, prompt), None)
+        found = self._embeddings.get((clip_skip, prompt))
         if found is not None:
-            self._embeddings[clip_skip, prompt] = found  # a dict is in the order of insertion
+            with contextlib.suppress(KeyError):  # another thread's prompt may have replaced it
+                self._embeddings.move_to_end((clip_skip, prompt))
         return found
 
     def put(self, clip_skip: int, prompt: str, embedding: torch.Tensor) -> None:
         """Remember an embedding, and forget the one that was not used for longest."""
         self._embeddings[clip_skip, prompt] = embedding
         if len(self._embeddings) > self._most:
-            del self._embeddings[next(iter(self._embeddings))]
+            self._embeddings.popitem(last=False)
 
 
 class _PromptEncoder:

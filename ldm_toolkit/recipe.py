@@ -22,7 +22,6 @@ from ldm_toolkit.options import (
     interval_problem,
     power_problem,
 )
-from ldm_toolkit.speed import PRESETS
 from ldm_toolkit.values import number_problem, range_problem, strict_json, text_problem
 
 __all__ = [
@@ -223,9 +222,7 @@ def resolve(
     if execution.vae_tiling is None:
         machine["vae_tiling"] = width * height > TILED_FROM
     rescale = options.guidance_rescale
-    preset = dataclasses.asdict(PRESETS[options.speed])
-    asked = {name: getattr(options, name) for name in preset}
-    fast = preset | {name: value for name, value in asked.items() if value is not None}
+    fast = dataclasses.asdict(options.settled_speed)
     start, stop = fast.pop("guidance_interval")
     return Recipe(
         prompt=options.prompt,

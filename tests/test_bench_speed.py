@@ -166,6 +166,48 @@ def test_every_setting_is_one_of_the_packages_options(bench):
         bench.main(["--settings", "fast+b1"])
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], 200),
+        (["--set", "report"], 2000),
+        (["--set", "report", "--device", "cpu"], 400),
+        (["--set", "report", "--prompts", "7"], 7),
+        (["--device", "cuda"], 200),
+    ],
+    ids=str,
+)
+def test_prompts_are_as_many_as_the_device_can_draw(bench, words, expected, monkeypatch):
+    monkeypatch.setattr(bench, "choose_device", on_a_gpu)
+    assert bench._options(words).prompts == expected
+
+
+def on_a_gpu(name):
+    return torch.device("cuda" if name == "auto" else name)
+
+
+@pytest.mark.parametrize(
+    ("device", "prompts", "enough", "goal"),
+    [("cpu", 400, True, True), ("auto", 400, False, False), ("auto", 2000, True, False)],
+)
+def test_the_contract_is_that_of_the_device(
+    bench, scores, device, prompts, enough, goal, monkeypatch, capsys
+):
+    monkeypatch.setattr(bench, "choose_device", on_a_gpu)
+    words = ["--set", "report", "--device", device, "--prompts", str(prompts)]
+    nothing, twice = Interval(0, 0, 0, prompts), Interval(2, 2, 2, 3)
+    quality = scores.Quality(
+        right=nothing, everything=nothing, loss=nothing, everything_loss=nothing, drop=nothing,
+        psnr=None, seconds=1.0,
+    )  # fmt: skip
+    pace = scores.Pace(seconds=1.0, step=0.1, ratio=twice, psnr=None)
+    bench.contract({"fast": quality}, {"fast": pace, bench.DIFFUSERS: pace}, bench._options(words))
+    told = capsys.readouterr().out
+    assert ("A trial" not in told) == enough
+    assert "- fast: 1.00x diffusers' default" in told
+    assert ("the goal on a CPU is 12x" in told) == goal
+
+
 def test_steps_of_a_setting_shrink_with_those_of_exact(cells):
     def steps(setting, usual):
         return cells.Sitting(None, None, usual, {}).options(setting)["steps"]

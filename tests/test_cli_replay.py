@@ -133,15 +133,19 @@ def test_how_it_was_computed_is_asked_for_again(
 
 
 @pytest.mark.parametrize(
-    ("recorded", "installed", "asked", "told"),
+    ("recorded", "words", "installed", "asked", "told"),
     [
-        ("openvino", True, "openvino", ""),
-        ("openvino", False, "torch", "needs the package openvino"),
-        ("another", True, "torch", "backend must be one of torch, openvino, not 'another'"),
+        ("openvino", [], True, "openvino", ""),
+        ("openvino", [], False, "torch", "needs the package openvino"),
+        ("another", [], True, "torch", "backend must be one of torch, openvino, not 'another'"),
+        ("openvino", ["--backend", "torch"], True, "torch", ""),
+        ("openvino", ["--backend", "auto"], True, "openvino", ""),
+        ("torch", ["--backend", "openvino"], True, "openvino", ""),
     ],
 )
 def test_the_backend_is_asked_for_again(
     recorded: str,
+    words: list[str],
     installed: bool,
     asked: str,
     told: str,
@@ -159,10 +163,28 @@ def test_the_backend_is_asked_for_again(
     monkeypatch.setattr(LatentPipeline, "from_pretrained", loaded)
     monkeypatch.setattr(backends, "find_spec", lambda _: object() if installed else None)
     forge(first, backend=recorded, device="cpu")
-    done = ldm_gen("--replay", first)
+    done = ldm_gen("--replay", first, *words)
     assert options["backend"] == asked
     assert told in done.err
     assert ("with another backend than it was" in done.err) == bool(told)
+
+
+def test_what_is_torchs_is_not_taken_over_by_another_backend(
+    ldm_gen: Command, pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ldm_gen("a cat", *QUICK).paths[0]
+    options: dict[str, Any] = {}
+
+    def loaded(model: str, **given: Any) -> LatentPipeline:
+        options.update(given)
+        return pipe
+
+    monkeypatch.setattr(LatentPipeline, "from_pretrained", loaded)
+    monkeypatch.setattr(backends, "find_spec", lambda _: object())
+    forge(first, attention="sliced", compile=True)
+    ldm_gen("--replay", first, "--backend", "openvino")
+    found = (options["backend"], options["attention"], options["compile"])
+    assert found == ("openvino", "auto", False)
 
 
 def test_without_a_compiler_a_compiled_picture_is_made_without(

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +212,46 @@ def test_two_that_fill_the_same_folder_do_not_disturb_each_other(tmp_path: Path)
         assert (first / "a").read_text() == "1"
     assert names(tmp_path) == ["out"]
     assert (tmp_path / "out" / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_folder_that_another_puts_in_place_meanwhile(
+    before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename, quicker = tmp_path / "out", os.rename, []
+    if before:
+        out.mkdir()
+
+    def late(source: Path, target: Path) -> None:
+        if target == out and not quicker:
+            quicker.append(source)
+            out.mkdir()
+            (out / "theirs").write_text("2")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    with files.staged_directory(out) as folder:
+        (folder / "ours").write_text("1")
+    assert quicker
+    assert names(out) == ["ours"]
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="no such locks here")
+def test_a_folders_lock_is_of_one_at_a_time(tmp_path: Path) -> None:
+    inside: list[int] = []
+    found: list[int] = []
+
+    def use(number: int) -> None:
+        with files.folder_lock(tmp_path):
+            inside.append(number)
+            time.sleep(0.01)
+            found.append(len(inside))
+            inside.remove(number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(8)))
+    assert found == [1] * 8
 
 
 def test_only_leftovers_of_the_same_name_are_removed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.latents import (
+    decode_latents,
     initial_noise,
     make_generators,
     pil_to_latents,
@@ -79,6 +80,30 @@ class TestPictures:
     def test_sizes_that_do_not_fit(self, pipe: LatentPipeline, sizes: list) -> None:
         with pytest.raises(UserError):
             pipe.pil_to_latents([Image.new("RGB", size) for size in sizes])
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_two_that_decode_at_once(
+    tiled: bool, pipe: LatentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether one works in tiles is not to be seen at the VAE that both use."""
+    latents = torch.randn(2, 4, 20, 12, generator=torch.Generator().manual_seed(0))
+    expected = {
+        one: decode_latents(latents, pipe.components, tiled=one) for one in (tiled, not tiled)
+    }
+    vae, seen, inner = pipe.components.vae, [], []
+    forward = vae.decoder.forward
+
+    def interrupted(*given: torch.Tensor) -> torch.Tensor:
+        seen.append(vae.use_tiling)
+        if len(seen) == 1:
+            inner.append(decode_latents(latents, pipe.components, tiled=not tiled))
+        return forward(*given)
+
+    monkeypatch.setattr(vae.decoder, "forward", interrupted)
+    assert torch.equal(decode_latents(latents, pipe.components, tiled=tiled), expected[tiled])
+    assert torch.equal(inner[0], expected[not tiled])
+    assert not any(seen)
 
 
 def test_slerp_follows_the_arc() -> None:

@@ -56,6 +56,19 @@ def test_a_model_that_is_gone_takes_its_map_along(tiny_model):
     assert gone() is None
 
 
+def test_a_compiled_vae_is_not_compiled_for_it(tiny_model: Path) -> None:
+    plain, compiled = (load_components(tiny_model, device="cpu") for _ in range(2))
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def compiling(*_: object, **__: object) -> None:
+        raise RuntimeError("a minute")
+
+    compiled.vae.encoder._compiled_call_impl = compiling
+    shown, expected = (preview(latents, one)[0] for one in (compiled, plain))
+    assert shown.tobytes() == expected.tobytes()
+    assert compiled.vae.encoder._compiled_call_impl is compiling
+
+
 def counted(monkeypatch: pytest.MonkeyPatch, network: object, name: str) -> list[int]:
     """The batch of each call of a network's method."""
     calls: list[int] = []

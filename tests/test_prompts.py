@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import CLIPTokenizer
 from ldm_toolkit.errors import UserError
 from ldm_toolkit.models.components import Components
 from ldm_toolkit.pipeline import LatentPipeline
-from ldm_toolkit.prompts import Conditioning, encode, encode_prompt
+from ldm_toolkit.prompts import Conditioning, Remembered, encode, encode_prompt
 
 PLAIN = 'a+ dog- "with" .and, {hat}: a.swap, +++ --- 1.3'
 
@@ -267,3 +268,32 @@ def test_hostile_prompts_are_encoded_or_refused_in_one_line(pipe: LatentPipeline
         else:
             assert embedding.shape[1] % 77 == 0
             assert bool(torch.isfinite(embedding).all()), prompt[:80]
+
+
+def test_what_was_not_used_for_longest_is_forgotten() -> None:
+    remembered = Remembered(most=2)
+    one, two, three = torch.zeros(3, 1)
+    remembered.put(0, "one", one)
+    remembered.put(0, "two", two)
+    assert remembered.get(0, "one") is one
+    remembered.put(0, "three", three)
+    assert remembered.get(0, "one") is one
+    assert remembered.get(0, "two") is None
+    assert remembered.get(1, "three") is None
+
+
+def test_threads_share_what_is_remembered() -> None:
+    remembered, embedding = Remembered(most=2), torch.zeros(1)
+    usual = sys.getswitchinterval()
+
+    def use(start: int) -> None:
+        for number in range(start, start + 40_000):
+            remembered.put(0, str(number % 5), embedding)
+            assert remembered.get(0, str(number % 3)) in (None, embedding)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(use, range(4)))
+    finally:
+        sys.setswitchinterval(usual)

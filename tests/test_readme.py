@@ -13,6 +13,7 @@ from PIL import Image
 
 from ldm_toolkit.cli import explain_request
 from ldm_toolkit.models import identity
+from ldm_toolkit.speed import PRESETS
 from ldm_toolkit.storybook import __main__ as storybook
 from ldm_toolkit.training.config import UNetConfig, VAEConfig
 
@@ -122,6 +123,20 @@ def test_python_blocks(
     block = PYTHON[number].replace("=512", "=64")
     exec(compile(block, f"README.md python block {number + 1}", "exec"), {})
     assert any(workdir.glob("*.png"))
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "exact"])
+def test_presets_hold_what_it_says(name: str) -> None:
+    def told(value: object) -> str:
+        return ",".join(f"{one:g}" for one in (value if isinstance(value, tuple) else (value,)))
+
+    exact, preset = (dataclasses.asdict(PRESETS[one]) for one in ("exact", name))
+    words = [
+        f"--{one.replace('_', '-')} {told(value)}"
+        for one, value in preset.items()
+        if value != exact[one]
+    ]
+    assert f"`{name}` is `{' '.join(words)}`" in " ".join(README.split())
 
 
 def test_links_lead_somewhere() -> None:

@@ -107,13 +107,14 @@ def check(arguments: argparse.Namespace) -> EvalRequest:
     choice, rows, held_out = None, [], None
     with problems.collected():
         choice, known = choose_model(arguments, None)
-        note_wrong(unfit_options(GenerateOptions(**{"prompt": "", **options}), known), problems)
+        drawn = GenerateOptions(**{"prompt": "", **options})
+        note_wrong(unfit_options(drawn, known, arguments.backend), problems)
         if arguments.prompts is not None and arguments.prompts.isdecimal():
             held_out = int(arguments.prompts)
             if not 1 <= held_out <= _MOST_PROMPTS:
                 raise UserError(f"--prompts: a number is from 1 to {_MOST_PROMPTS}")
         elif arguments.prompts is not None:
-            rows = _rows(arguments.prompts, options, known)
+            rows = _rows(arguments.prompts, options, known, arguments.backend)
         _check_enough(arguments, (held_out or len(rows)) * (per_prompt or 1))
     columns = {name: getattr(arguments, name) for name in _COLUMNS}
     problems.finish()
@@ -141,10 +142,10 @@ def check(arguments: argparse.Namespace) -> EvalRequest:
     )
 
 
-def _rows(path: str, options: Mapping[str, Any], known: Any) -> list[Row]:
+def _rows(path: str, options: Mapping[str, Any], known: Any, backend: str) -> list[Row]:
     """The rows of a prompt file; row i without a seed of its own has --seed + i."""
     rest = {name: value for name, value in options.items() if name != "seed"}
-    rows = read_rows(path, rest, lambda asked: unfit_options(asked, known))
+    rows = read_rows(path, rest, lambda asked: unfit_options(asked, known, backend))
     return [
         row
         if row.options.seed is not None

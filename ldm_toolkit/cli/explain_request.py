@@ -165,7 +165,7 @@ def check(arguments: argparse.Namespace) -> ExplainRequest:
     with problems.collected():
         choice, known = choose_model(arguments, None)
         asked = GenerateOptions(**{"prompt": prompt, **options})
-        note_wrong(unfit_options(asked, known), problems)
+        note_wrong(unfit_options(asked, known, arguments.backend), problems)
     with problems.collected():
         _check_other(other, prompt)
     folder = None

@@ -51,7 +51,7 @@ def _main(arguments: list[str], stop: Stop, debug: bool) -> int:
     request = check(parse(arguments))
     original = request.original if isinstance(request, Request) else None
     # How long the compiler took is news only to who asked for it.
-    compiling = request.choice.compile or request.choice.backend != "torch"
+    compiling = request.choice.compile or request.choice.computing != "torch"
     level = logging.INFO if compiling else logging.WARNING
     prepare_process(
         "ldm-gen",

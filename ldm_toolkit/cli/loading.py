@@ -82,7 +82,7 @@ def _loaded(
         allow_pickle=choice.allow_pickle,
         attention=choice.attention,
         compile=choice.compile,
-        backend=choice.backend,
+        backend=choice.computing,
     )
     for path, scale in choice.loras:
         pipe.load_lora(path, scale)
@@ -129,10 +129,17 @@ def _as_recorded(choice: ModelChoice, recipe: "Recipe") -> ModelChoice:
         "device": choose_device,
         "dtype": lambda name: choose_dtype(name, choose_device(device)),
         "attention": choose_attention,
+        "backend": lambda name: check_backend(
+            name,
+            choose_device(device),
+            compile=choice.compile,
+            attention=changes.get("attention", choice.attention),
+        ),
     }
     device = choice.device
+    own = choice.computing != "torch"  # and then compiles by itself, with attention of its own
     for name, check in checks.items():
-        if getattr(choice, name) != "auto":
+        if getattr(choice, name) != "auto" or (own and name == "attention"):
             continue
         try:
             check(getattr(recipe, name))
@@ -141,7 +148,7 @@ def _as_recorded(choice: ModelChoice, recipe: "Recipe") -> ModelChoice:
         else:
             changes[name] = getattr(recipe, name)
             device = changes.get("device", device)
-    if recipe.compile and not choice.compile:
+    if recipe.compile and not (choice.compile or own):
         try:
             check_compiler(choose_device(device))
         except UserError as error:
@@ -149,14 +156,6 @@ def _as_recorded(choice: ModelChoice, recipe: "Recipe") -> ModelChoice:
         else:
             note("the picture was made by a compiled model; compiling takes a minute or more")
             changes["compile"] = True
-    if recipe.backend != choice.backend == "torch":
-        target, attention = choose_device(device), choice.attention
-        try:
-            check_backend(recipe.backend, target, compile=choice.compile, attention=attention)
-        except UserError as error:
-            note(f"{error}; the picture is made with another backend than it was")
-        else:
-            changes["backend"] = recipe.backend
     return dataclasses.replace(choice, **changes)
 
 

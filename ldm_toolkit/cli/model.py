@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm_toolkit import schedulers
-from ldm_toolkit.backends import backend_problems
+from ldm_toolkit.backends import backend_problems, frozen_problems
 from ldm_toolkit.cli.options import ATTENTION, DTYPES
 from ldm_toolkit.errors import ModelError, UserError, suggestion
 from ldm_toolkit.files import sha256_file
 from ldm_toolkit.models import identity
 from ldm_toolkit.models.checks import check_model_folder, check_vae_folder
-from ldm_toolkit.models.configs import check_configs
+from ldm_toolkit.models.configs import check_configs, most_reuse_depth
 from ldm_toolkit.models.defaults import model_defaults
 from ldm_toolkit.models.headers import check_safetensors
 from ldm_toolkit.models.hub import fetch_lora, fetch_model, on_hub
@@ -66,12 +66,17 @@ class ModelChoice:
             "dtype": self.dtype,
             "attention": self.attention,
             "compile": self.compile,
-            "backend": self.backend,
+            "backend": self.computing,
             "threads": threads,
             "tokenizer": _file_hashes(self.tokenizer) if self.tokenizer is not None else None,
             "loras": [(identity.adapter_sha256(path), scale) for path, scale in self.loras],
             "embeddings": [(identity.adapter_sha256(path), word) for path, word in self.embeddings],
         }
+
+    @property
+    def computing(self) -> str:
+        """What computes the UNet: torch where nobody asked for anything."""
+        return "torch" if self.backend == "auto" else self.backend
 
     @property
     def on_hub(self) -> bool:
@@ -112,7 +117,8 @@ def choose_model(
             f"--attention: {arguments.attention!r} is none of {', '.join(ATTENTION)}{hint}"
         )
     attention, compiled = arguments.attention, arguments.compile
-    problems += backend_problems(arguments.backend, compile=compiled, attention=attention)
+    if arguments.backend != "auto":
+        problems += backend_problems(arguments.backend, compile=compiled, attention=attention)
     recorded = original.recipe.loras if original is not None else ()
     loras = tuple(_lora(text, recorded, problems) for text in arguments.lora or ())
     embeddings = tuple(_embedding(text, problems) for text in arguments.embedding or ())
@@ -147,10 +153,11 @@ def choose_model(
     return choice, known
 
 
-def fit_problems(options: GenerateOptions, known: Known | None) -> dict[str, str]:
+def fit_problems(options: GenerateOptions, known: Known | None, backend: str) -> dict[str, str]:
     """What cannot be done, by the model where it is known: by field a line that begins with it."""
-    problems = {}
-    name = options.scheduler
+    wanted, name = options.settled_speed, options.scheduler
+    frozen = {"gate": wanted.gate, "attention_every": wanted.attention_every}
+    problems = frozen_problems(backend, frozen)
     if options.eta and name is not None and not schedulers.takes_eta(name):
         problems["eta"] = f"eta: {name} knows no eta; ddim and tcd do"
     if options.strength is not None and int(options.steps * options.strength) < 1:
@@ -167,6 +174,11 @@ def fit_problems(options: GenerateOptions, known: Known | None) -> dict[str, str
     if options.clip_skip >= layers:
         told = counted(layers, "layer")
         problems["clip_skip"] = f"clip_skip: the text encoder has {told}; one must stay"
+    deepest = most_reuse_depth(known.configs["unet"])
+    if wanted.reuse_every > 1 and wanted.reuse_depth > deepest:
+        problems["reuse_depth"] = (
+            f"reuse_depth must be from 1 to {deepest} with this model, not {wanted.reuse_depth}"
+        )
     return problems | size_problems(options, known.defaults.multiple)
 
 

@@ -242,15 +242,16 @@ def add_machine_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--compile",
         action="store_true",
-        help="compile the model for this machine: a minute or more before the first step, each "
-        "step a fifth faster after it; pays in jobs of many pictures",
+        help="compile the model for this machine: a minute or more before the first step, a few "
+        "per cent less for each step after it; pays in jobs of many pictures",
     )
     group.add_argument(
         "--backend",
-        default="torch",
+        default="auto",
         metavar="NAME",
-        help=f"{', '.join(BACKENDS)}: what computes the UNet; openvino is "
-        f"faster on CPUs and needs its package: {install_hint('openvino')} (default: torch)",
+        help=f"auto, {', '.join(BACKENDS)}: what computes the UNet; openvino is faster on CPUs and "
+        f"needs its package: {install_hint('openvino')} (default: auto, which is torch, or what "
+        "computed the picture of --replay)",
     )
     group.add_argument("--threads", metavar="N", help="processor threads (default: torch's choice)")
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -131,7 +132,7 @@ def check(arguments: argparse.Namespace) -> Request | JobRequest:
     with problems.collected():
         choice, known = choose_model(arguments, original)
     if options is not None:
-        note_wrong(unfit_options(options, known), problems)
+        note_wrong(unfit_options(options, known, arguments.backend), problems)
     reports = check_reports(arguments, problems)
     place = None
     with problems.collected():
@@ -182,21 +183,7 @@ def _asked(
 
 def _check_job(arguments: argparse.Namespace, problems: Problems) -> JobRequest:
     """The whole prompt file and everything else that a job needs."""
-    refused = {
-        "-n": arguments.count != "1",
-        "--replay": arguments.replay is not None,
-        "--image": arguments.image is not None,
-        "--mask": arguments.mask is not None,
-        "--save-intermediates": arguments.every is not None,
-        "--preview-vae": arguments.preview_vae is not None,
-        "--profile": arguments.profile is not None,
-        "--trace": arguments.trace is not None,
-        "--strip-metadata": arguments.strip,
-        "--overwrite": arguments.overwrite,
-        "--grid": arguments.grid,
-        "--show-tokens": arguments.show_tokens,
-    }
-    given = [name for name, there in refused.items() if there]
+    given = _not_of_jobs(arguments)
     if given:
         problems.errors.append(UserError(f"--prompts does not go with {', '.join(given)}"))
     folder = Path()
@@ -216,12 +203,13 @@ def _check_job(arguments: argparse.Namespace, problems: Problems) -> JobRequest:
     defaults = given_options(arguments, problems)
     seed = defaults.pop("seed", None)
     # What is wrong with the options is told once, and not again for every row.
-    unfit = unfit_options(GenerateOptions(**{"prompt": "", **defaults}), known)
-    note_wrong(unfit, problems)
-    defaults = {name: value for name, value in defaults.items() if name not in unfit}
+    unfit = functools.partial(unfit_options, known=known, backend=arguments.backend)
+    wrong = unfit(GenerateOptions(**{"prompt": "", **defaults}))
+    note_wrong(wrong, problems)
+    defaults = {name: value for name, value in defaults.items() if name not in wrong}
     rows: list[Row] = []
     with problems.collected():
-        rows = read_rows(arguments.prompts, defaults, lambda options: unfit_options(options, known))
+        rows = read_rows(arguments.prompts, defaults, unfit)
         if "strength" in defaults and not any(row.image for row in rows):
             raise UserError("--strength: no row has an image")
     problems.finish()
@@ -242,6 +230,25 @@ def _check_job(arguments: argparse.Namespace, problems: Problems) -> JobRequest:
     )
 
 
+def _not_of_jobs(arguments: argparse.Namespace) -> list[str]:
+    """What was given and is for single pictures."""
+    refused = {
+        "-n": arguments.count != "1",
+        "--replay": arguments.replay is not None,
+        "--image": arguments.image is not None,
+        "--mask": arguments.mask is not None,
+        "--save-intermediates": arguments.every is not None,
+        "--preview-vae": arguments.preview_vae is not None,
+        "--profile": arguments.profile is not None,
+        "--trace": arguments.trace is not None,
+        "--strip-metadata": arguments.strip,
+        "--overwrite": arguments.overwrite,
+        "--grid": arguments.grid,
+        "--show-tokens": arguments.show_tokens,
+    }
+    return [name for name, there in refused.items() if there]
+
+
 def leave_out_empty(arguments: argparse.Namespace, problems: Problems) -> None:
     """Note names that are empty, and go on as if they had not been given."""
     for name, wanted in _NAMING.items():
@@ -251,9 +258,9 @@ def leave_out_empty(arguments: argparse.Namespace, problems: Problems) -> None:
             setattr(arguments, name, [one for one in value if one] or None)
 
 
-def unfit_options(options: GenerateOptions, known: Known | None) -> dict[str, str]:
-    """What of the options the model cannot do, and prompts that cannot be read, by field."""
-    problems = fit_problems(options, known)
+def unfit_options(options: GenerateOptions, known: Known | None, backend: str) -> dict[str, str]:
+    """What of the options model or backend cannot do, and prompts that cannot be read, by field."""
+    problems = fit_problems(options, known, backend)
     for name in ("prompt", "negative_prompt"):
         try:
             parse_weights(getattr(options, name))

@@ -58,7 +58,8 @@ def _side(text: str, request: EvalRequest) -> Side:
     with problems.collected():
         choice, known = choose_model(namespace, None)
         wanted = {"prompt": "", **request.options, **options}
-        note_wrong(unfit_options(GenerateOptions(**wanted), known), problems)
+        unfit = unfit_options(GenerateOptions(**wanted), known, namespace.backend)
+        note_wrong(unfit, problems)
     problems.finish()
     return Side(text=text, choice=choice, options=options)
 

@@ -54,14 +54,14 @@ def _ours(request: EvalRequest) -> Contender:
         name: getattr(choice, name)
         for name in (
             "device", "dtype", "vae", "tokenizer", "revision", "variant", "allow_pickle",
-            "attention", "compile", "backend",
+            "attention", "compile",
         )
     }  # fmt: skip
     return Contender(
         kind="ours",
         model=choice.model,
         threads=request.threads,
-        loading=loading | {"offline": choice.offline or None},
+        loading=loading | {"backend": choice.computing, "offline": choice.offline or None},
         loras=[(str(path), scale) for path, scale in choice.loras],
         drawing=drawing,
         seed=request.seed,

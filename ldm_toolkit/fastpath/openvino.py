@@ -1,10 +1,12 @@
 """OpenVINO in torch's place for the UNet: faster on CPUs, other last bits.
 
-A network is converted once for all sizes, into the user's cache folder, under a name that holds
-what its weights are (LoRAs and their scales too); what that needs for a moment is the network once
-more in float32 and, where it is bfloat16, in float16. A size is compiled in seconds when it is
-first drawn: then OpenVINO has the weights once more than torch, laid out as it likes them, for each
-size and for one and two rows. The VAE stays torch's, which decodes as fast.
+What is computed is converted once for all sizes: the UNet, or, where deep features are reused, each
+of its two halves at a depth. It goes into the user's cache folder, under a name that holds what its
+weights are (LoRAs and their scales too); what that needs for a moment is the network once more in
+float32 and, where it is bfloat16, in float16. A size is compiled in seconds when it is first drawn:
+then OpenVINO has the weights of that part once more than torch, laid out as it likes them, for each
+of the last four sizes, prompts' lengths and numbers of rows, which are two at most. The VAE stays
+torch's, which decodes as fast.
 """
 
 import contextlib
@@ -31,7 +33,7 @@ from torch import Tensor, nn
 from ldm_toolkit.backends import backend_problems
 from ldm_toolkit.errors import LdmToolkitError, UserError, first_line, is_out_of_memory
 from ldm_toolkit.fastpath.halves import Halves
-from ldm_toolkit.files import cache_folder, sha256_file, staged_directory
+from ldm_toolkit.files import cache_folder, folder_lock, sha256_file, staged_directory
 from ldm_toolkit.hardware import versions
 from ldm_toolkit.models.components import module_hash
 
@@ -85,12 +87,11 @@ class _Unet:
         self, method: str, depth: int, x: Tensor, timestep: Tensor, *others: Tensor
     ) -> list[Tensor]:
         """A method of the UNet, or, at a depth from 1, of its ``Halves``."""
-        key = method, depth
-        if key not in self._parts:
-            self._parts[key] = _Part(self._unet, method, depth)
+        # One of threads that ask at once makes it, and the others get the same.
+        part = self._parts.setdefault((method, depth), _Part(self._unet, method, depth))
         # In torch, since in bfloat16 OpenVINO would round the timestep itself, 999 to 1000.
         waves = self._unet.time_proj(timestep.reshape(-1).expand(len(x)))
-        return self._parts[key](x, waves, *others)
+        return part(x, waves, *others)
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,12 @@ class _Part:
     def _compile(self, rows: list[Tensor]) -> Any:
         """The network for rows of these shapes."""
         if self._folder is None:
-            self._folder = _cache() / self._key()
-            if not _intact(self._folder):
-                self._convert(rows, self._folder)
+            folder = _cache() / self._key()
+            if not _intact(folder):
+                with folder_lock(_cache()):
+                    if not _intact(folder):  # else another process of the job did it meanwhile
+                        self._convert(rows, folder)
+            self._folder = folder
         began = time.monotonic()
         model = _core().read_model(self._folder / _FILES[0])
         model.reshape({index: list(row.shape) for index, row in enumerate(rows)})

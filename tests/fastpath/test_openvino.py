@@ -1,5 +1,6 @@
 """The backend openvino: torch's pictures within a tolerance, whatever is drawn; what is kept."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -247,6 +248,25 @@ def test_a_damaged_file_is_made_anew(harm, tiny_model, ours, conversions):
     assert load(tiny_model)(PROMPT, steps=2, seed=1).recipes == first.recipes
     assert conversions == ["forward"]
     assert (folder / "model.bin").read_bytes() == weights
+
+
+def test_what_another_process_converts_meanwhile_is_taken(
+    tiny_model, ours, conversions, monkeypatch
+):
+    first = ours(PROMPT, steps=2, seed=1)
+    conversions.clear()
+    folder = openvino._cache() / openvino._Part(ours.components.unet, "forward", 0)._key()
+    away = folder.rename(folder.with_name("away"))
+
+    @contextlib.contextmanager
+    def waiting(place):
+        assert place == folder.parent
+        away.rename(folder)
+        yield
+
+    monkeypatch.setattr(openvino, "folder_lock", waiting)
+    assert load(tiny_model)(PROMPT, steps=2, seed=1).recipes == first.recipes
+    assert not conversions
 
 
 def test_without_a_cache_folder_it_converts_in_silence(

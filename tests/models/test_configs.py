@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from ldm_toolkit import schedulers
 from ldm_toolkit.errors import ModelError, UserError
+from ldm_toolkit.fastpath.halves import most_depth
 from ldm_toolkit.models.checks import check_tokenizer
-from ldm_toolkit.models.configs import check_configs, check_unet
+from ldm_toolkit.models.configs import check_configs, check_unet, most_reuse_depth
 from ldm_toolkit.models.tokenizer import load_tokenizer
 from ldm_toolkit.tokens import tokenize
 
@@ -164,3 +166,21 @@ def test_odd_numbers_of_a_unet_are_named(key: str, value: Any) -> None:
     with pytest.raises(ModelError, match=f"unet: {key} must be a ") as caught:
         check_unet({"cross_attention_dim": 32, key: value}, text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("layers", [1, 2, [2, 1, 3]], ids=str)
+def test_the_depth_that_a_configuration_tells_is_the_networks(layers: int | list[int]) -> None:
+    config = {
+        "layers_per_block": layers,
+        "block_out_channels": [8, 8, 16],
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        "cross_attention_dim": 8,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    assert most_reuse_depth(config) == most_depth(UNet2DConditionModel(**config))
+
+
+def test_the_depth_of_stable_diffusion() -> None:
+    assert most_reuse_depth({}) == 11
