@@ -24,7 +24,8 @@ from ldm_toolkit.training.rng import generator
 __all__ = ["JudgeTraining", "half_denoised", "reconstructions", "weathered"]
 
 _FULL = 512
-_DRAWN, _DECODED = 0.68, 0.14  # shares of a batch; the rest shows nothing
+_HARD = ("melted",) * 5  # the kind that takes longest to learn comes most often
+_DRAWN, _DECODED = 0.6, 0.15  # shares of a batch; the rest shows nothing
 
 
 @torch.inference_mode()
@@ -140,7 +141,7 @@ class JudgeTraining:
         if chance < _DRAWN + _DECODED:
             index = draw.randrange(len(self._scenes))
             return Image.fromarray(self._pool["whole"][index].numpy()), self._scenes[index]
-        kind = draw.choice((*SPOILED, "half", "melted", "melted", "melted"))
+        kind = draw.choice((*SPOILED, "half", *_HARD))
         if kind == "half":
             half = self._pool["half"]
             return Image.fromarray(half[draw.randrange(len(half))].numpy()), None
